@@ -7,6 +7,16 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def present_devices() -> Iterator[None]:
+    """Seed no absent devices: torch would note each seed for later, with its stack, which takes a millisecond."""
+    with pytest.MonkeyPatch.context() as patch:
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            if not device.is_available():
+                patch.setattr(device, "manual_seed_all", lambda seed: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def isolated() -> Iterator[None]:
     """Start with an empty param store and seed 0; restore dtype, settings and random state afterwards."""

@@ -115,11 +115,17 @@ MODELS: dict[ModelName, Facts] = {
 
 
 def check_model(config: HasModel) -> None:
-    """Refuse sizes that the program does not have.
+    """Refuse sizes and settings that the program does not have.
 
     Raises:
         ValueError: if there is one.
     """
+    _check_sizes(config)
+    _check_prior(config)
+    _check_settings(config)
+
+
+def _check_sizes(config: HasModel) -> None:
     name, facts = config.model, MODELS[config.model]
     for size, reason in facts.fixed.items():
         if getattr(config, size) != facts.sizes[size]:
@@ -146,9 +152,17 @@ def check_model(config: HasModel) -> None:
             f"Expected a Gaussian latent with model='{name}', but found latent_dim={config.latent_dim}. Try "
             f"latent_dim={facts.sizes['latent_dim']}."
         )
+
+
+def _check_prior(config: HasModel) -> None:
     prior = getattr(config, "prior", "uniform")
     if named_prior(prior).name not in INDEPENDENT and getattr(config, "learn_prior", False):
         raise ValueError(f"Expected learn_prior=False with prior='{prior}', which is learned, but found True.")
+
+
+def _check_settings(config: HasModel) -> None:
+    """Refuse settings of other programs."""
+    name, facts = config.model, MODELS[config.model]
     for setting, plain in OF_CATEGORICAL.items():
         found: Any = getattr(config, setting, plain)
         if found != plain and name != "categorical":
@@ -156,7 +170,6 @@ def check_model(config: HasModel) -> None:
                 f"Expected {setting}={plain!r} with model='{name}', which has networks and a prior of its own, but "
                 f"found {found!r}. Try model='categorical', or without {setting}."
             )
-
     for setting, plain in OF_LABELS.items():
         found = getattr(config, setting, plain)
         if found != plain and facts.labels is not Labels.LEARNED:

@@ -125,18 +125,7 @@ def sliced_dataset(
     summaries = summaries_of(names, columns, most_levels=MOST_SLICED_LEVELS)
     of_labels = [] if labels is None else [Summary(labels, "categorical", most_levels=MOST_SLICED_LEVELS)]
     described = [*summaries, *of_labels]
-    labelled: Counter[str] = Counter()  # label -> training rows that keep it; 0 if none does
-    for cells, rows in table.frames(names=[one.name for one in described]):
-        train = shares.of_part("train", int(rows[0]), len(rows))
-        for summary in described:
-            summary.add(cells[summary.name], train, rows)
-        if labels is not None:
-            lacking = cells[labels].isna().to_numpy()
-            if every_label:
-                check_labelled(lacking, rows)
-            known = cells[labels][train & ~lacking]
-            labelled.update(_counts(known[shares.keeps_labels("train", rows)[train & ~lacking]]))
-            labelled.update(dict.fromkeys(_counts(known), 0))
+    labelled = _summarize(table, described, labels, shares, every_label=every_label)
     for level, count in labelled.items():
         if not count:
             raise ValueError(
@@ -157,6 +146,25 @@ def sliced_dataset(
         missing=tuple(summary.missing for summary in summaries),
         labelled=None if label is None else tuple(labelled[level] for level in label.levels),
     )
+
+
+def _summarize(
+    table: ParquetTable, summaries: list[Summary], labels: str | None, shares: Shares, *, every_label: bool
+) -> Counter[str]:
+    """Add all rows to the summaries of columns; count the training rows that keep each label, also where none does."""
+    labelled: Counter[str] = Counter()
+    for cells, rows in table.frames(names=[one.name for one in summaries]):
+        train = shares.of_part("train", int(rows[0]), len(rows))
+        for summary in summaries:
+            summary.add(cells[summary.name], train, rows)
+        if labels is not None:
+            lacking = cells[labels].isna().to_numpy()
+            if every_label:
+                check_labelled(lacking, rows)
+            known = cells[labels][train & ~lacking]
+            labelled.update(_counts(known[shares.keeps_labels("train", rows)[train & ~lacking]]))
+            labelled.update(dict.fromkeys(_counts(known), 0))
+    return labelled
 
 
 def _counts(labels: Any) -> dict[str, int]:

@@ -68,27 +68,21 @@ def dataset_of(
         data, known = _rows_of(data)
         sizes = None
     frame = as_frame(data)
-    if frame is not None and isinstance(labels, str):
-        if labels not in frame:
-            raise ValueError(f"Expected labels in a column among {', '.join(map(str, frame))}, but found '{labels}'.")
-        frame, known = frame.drop(columns=labels), frame[labels].to_numpy()
-    elif isinstance(labels, str):
-        raise ValueError(f"Expected a table for labels in a column, but found images and labels='{labels}'.")
-    elif labels is not None:
-        known = np.asarray(labels)
+    if labels is not None:
+        frame, known = _labels_of(frame, labels)
     num_rows = len(data)
     numbers, classes = (None, None) if known is None else label_numbers(known, num_rows, every_label=every_label)
     if sizes is None:
         test, validation, train = _split(num_rows, test_share, validation_share, seed)
     else:
         test, validation, train = _own_split(sizes, validation_share, seed)
-    if frame is None:
-        if columns:
-            raise ValueError("Expected a table for kinds of columns, but found images. Try without columns.")
-        x, described, shape = as_images(data), None, tuple(data.shape[-2:])
-    else:
+    if frame is not None:
         described = columns_of(frame, columns, train=train.tolist())
         x, shape = encoded(frame, described), (1, len(described))
+    elif columns:
+        raise ValueError("Expected a table for kinds of columns, but found images. Try without columns.")
+    else:
+        x, described, shape = as_images(data), None, tuple(data.shape[-2:])
 
     def part(rows: Tensor) -> dict[str, Any]:
         return {"x": x[rows].flatten(1), "labels": None if numbers is None else numbers[rows]}
@@ -106,6 +100,17 @@ def _rows_of(data: Any) -> tuple[Any, Any]:
     if isinstance(data, TorchDataset):
         return items_of(data)
     return data, None
+
+
+def _labels_of(frame: "pd.DataFrame | None", labels: Any) -> "tuple[pd.DataFrame | None, np.ndarray]":
+    """Return the table without the column of labels, if they are in one, and the labels."""
+    if not isinstance(labels, str):
+        return frame, np.asarray(labels)
+    if frame is None:
+        raise ValueError(f"Expected a table for labels in a column, but found images and labels='{labels}'.")
+    if labels not in frame:
+        raise ValueError(f"Expected labels in a column among {', '.join(map(str, frame))}, but found '{labels}'.")
+    return frame.drop(columns=labels), frame[labels].to_numpy()
 
 
 def as_frame(data: Any) -> "pd.DataFrame | None":

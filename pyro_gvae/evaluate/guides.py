@@ -226,18 +226,8 @@ def _expected(
     is_kept = is_exact and layout.space.num_codes * layout.batch_size <= MOST_KEPT
     table: list[Tensor] = []
     for one in found:
-        for name, site in one.q.sites.items():
-            if name not in guide:
-                totals["probs", name] = totals["probs", name] + _mean_probs(one.weights, site)
-                totals["entropy", name] = totals["entropy", name] + (one.weights * _entropy(site)).sum(0)
-            if name not in guide or name not in prior:
-                log_ratio = _weighed(site, one.codes) - _weighed(one.p.sites[name], one.codes)
-                if one.p.sites[name].prior is not None:
-                    log_ratio = log_ratio - one.p.factors[coupling_of(name)].log_prob
-                totals["kl", name] = totals["kl", name] + (one.weights * log_ratio).sum(0)
-        for name, factor in one.q.factors.items():
-            log_ratio = factor.log_prob - (one.p.factors[name].log_prob if name in one.p.factors else 0.0)
-            totals["kl", name] = totals["kl", name] + (one.weights * log_ratio).sum(0)
+        for key, value in _terms(one, guide, prior):
+            totals[key] = totals[key] + value
         if is_kept:
             table.append(functools.reduce(torch.add, [site.score(one.codes) for site in one.q.sites.values()]))
     log_probs, entropies, kls = {}, {}, {}
@@ -248,10 +238,7 @@ def _expected(
         else:
             log_probs[name] = totals["probs", name].log().clamp_min(torch.finfo(layout.dtype).min)
             entropies[name] = totals["entropy", name]
-        if name in guide and name in prior:
-            kls[name] = _kl(guide[name], prior[name])
-        else:
-            kls[name] = totals["kl", name]
+        kls[name] = _kl(guide[name], prior[name]) if name in guide and name in prior else totals["kl", name]
     kls |= {name: value for (kind, name), value in totals.items() if kind == "kl" and name not in kls}
     return Guided(
         log_probs={name: _of_each(own, layout, sizes[name]) for name, own in log_probs.items()},
@@ -262,6 +249,22 @@ def _expected(
         closed=frozenset(guide) & frozenset(prior),
         is_exact=is_exact,
     )
+
+
+def _terms(one: _Weighted, guide: dict[str, Site], prior: dict[str, Site]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Yield the weighted sums over codes of everything that has no closed form: (kind, latent), value."""
+    for name, site in one.q.sites.items():
+        if name not in guide:
+            yield ("probs", name), _mean_probs(one.weights, site)
+            yield ("entropy", name), (one.weights * _entropy(site)).sum(0)
+        if name not in guide or name not in prior:
+            log_ratio = _weighed(site, one.codes) - _weighed(one.p.sites[name], one.codes)
+            if one.p.sites[name].prior is not None:
+                log_ratio = log_ratio - one.p.factors[coupling_of(name)].log_prob
+            yield ("kl", name), (one.weights * log_ratio).sum(0)
+    for name, factor in one.q.factors.items():
+        log_ratio = factor.log_prob - (one.p.factors[name].log_prob if name in one.p.factors else 0.0)
+        yield ("kl", name), (one.weights * log_ratio).sum(0)
 
 
 def _mean_probs(weights: Tensor, site: Site) -> Tensor:

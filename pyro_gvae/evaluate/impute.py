@@ -140,19 +140,12 @@ def impute(
     found = _predictive(vae, x[lacking], own, averaging, num_particles=num_particles, max_memory=max_memory, seed=seed)
     means, places = found.means.cpu().numpy(), np.full(len(x), -1)
     places[lacking.cpu().numpy()] = np.arange(len(lacking))
-    cells: list[Any] = []
-    levels: list[Any] = []
-    start = 0
-    for place, column in enumerate(columns):
-        width = len(column.levels) or 2
-        rows = np.flatnonzero(x[:, place].isnan().cpu().numpy())
-        choices = _choices(column, rows, means[places[rows], start : start + width])
-        start += width
-        cells += choices.cells
-        levels += choices.levels
-        if len(rows):
-            _fill(filled, column.name, rows, choices.values)
-    of_cells, of_levels = _by_row(cells, OF_CELLS), _by_row(levels, OF_LEVELS)
+    of_columns = _of_columns(x, columns, means, places)
+    for column, choices in zip(columns, of_columns, strict=True):
+        if len(choices.rows):
+            _fill(filled, column.name, choices.rows, choices.values)
+    of_cells = _by_row([cell for choices in of_columns for cell in choices.cells], OF_CELLS)
+    of_levels = _by_row([level for choices in of_columns for level in choices.levels], OF_LEVELS)
     if found.effective_sample_size is None:
         return Imputed(filled, of_cells, of_levels)
     sizes = found.effective_sample_size.cpu().numpy()
@@ -161,11 +154,23 @@ def impute(
 
 
 class _Choices(NamedTuple):
-    """The missing cells of a column: the values to fill in, and the rows of both lists."""
+    """The missing cells of a column: their rows, the values to fill in, and the rows of both lists."""
 
+    rows: np.ndarray
     values: np.ndarray
     cells: list[tuple[Any, ...]]
     levels: list[tuple[Any, ...]]
+
+
+def _of_columns(x: Tensor, columns: tuple[Column, ...], means: np.ndarray, places: np.ndarray) -> list[_Choices]:
+    """Choose values for the missing cells of each column; row i of the data is row `places[i]` of the means."""
+    found, start = [], 0
+    for place, column in enumerate(columns):
+        width = len(column.levels) or 2
+        rows = np.flatnonzero(x[:, place].isnan().cpu().numpy())
+        found.append(_choices(column, rows, means[places[rows], start : start + width]))
+        start += width
+    return found
 
 
 def _choices(column: Column, rows: np.ndarray, means: np.ndarray) -> _Choices:
@@ -180,7 +185,7 @@ def _choices(column: Column, rows: np.ndarray, means: np.ndarray) -> _Choices:
         offsets, squares = means.T
         values, spreads = origin(column) + offsets, np.sqrt(np.maximum(squares - offsets**2, 0.0))
         cells = [(row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)]
-        return _Choices(values, cells, [])
+        return _Choices(rows, values, cells, [])
     best = means.argmax(1)
     values = np.array(column.levels, object)[best]
     probabilities = means[np.arange(len(rows)), best]
@@ -190,7 +195,7 @@ def _choices(column: Column, rows: np.ndarray, means: np.ndarray) -> _Choices:
         for row, probs in zip(rows, means, strict=True)
         for level, probability in zip(column.levels, probs, strict=True)
     ]
-    return _Choices(values, cells, levels)
+    return _Choices(rows, values, cells, levels)
 
 
 def _predictive(

@@ -19,7 +19,7 @@ from ..handlers.parameters import OwnParameters
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
-from .bounds import Evidence, is_summable, per_datum, sampled_bounds, summed_bounds
+from .bounds import Evidence, Row, is_summable, per_datum, sampled_bounds, summed_bounds
 from .code_rows import LatentRow, class_rows, code_rows, latent_rows, probe_rows, term_rows
 from .guides import Guided, joined, read_guide
 from .importance import is_shared
@@ -205,13 +205,7 @@ def evaluate(
         >>> found.value("test", "elbo") < found.value("test", "log_evidence")
         True
     """
-    if evidence not in get_args(Evidence):
-        raise ValueError(f"Expected evidence to be one of {', '.join(get_args(Evidence))}, but found '{evidence}'.")
-    if not isinstance(data, AnyDataset):
-        raise ValueError(
-            f"Expected a Dataset with train and test images, but found {type(data).__name__}. Try Dataset(name, train, "
-            "test, image_shape), or discrete_scores(pair, x) for some data."
-        )
+    _check(data, evidence)
     parts = {name: fixed_part(data, name, num_data) for name in data.parts}
     given: dict[str, Any] = {name: judged(pair, *part) for name, part in parts.items()}
     seen = look(bind_pair(pair, *next(split(given["train"], 2))))
@@ -241,17 +235,28 @@ def evaluate(
         rows += class_rows(pair, parts[name], guided[name])
         if name == "test":
             rows += probe_rows(pair, parts, guided)
-        metrics += [
-            MetricRow(
-                part=name,
-                metric=row.metric,
-                value=row.measured.value,
-                standard_error=row.measured.standard_error,
-                unit=row.unit,
-                method=row.method,
-            )
-            for row in rows
-        ]
+        metrics += [_of_part(name, row) for row in rows]
         latents += latent_rows(name, guided[name])
         warnings += [f"{name}: {warning}" for warning in bounds.warnings]
     return Evaluation(metrics, latents, warnings)
+
+
+def _check(data: Any, evidence: str) -> None:
+    if evidence not in get_args(Evidence):
+        raise ValueError(f"Expected evidence to be one of {', '.join(get_args(Evidence))}, but found '{evidence}'.")
+    if not isinstance(data, AnyDataset):
+        raise ValueError(
+            f"Expected a Dataset with train and test images, but found {type(data).__name__}. Try Dataset(name, train, "
+            "test, image_shape), or discrete_scores(pair, x) for some data."
+        )
+
+
+def _of_part(name: str, row: Row) -> MetricRow:
+    return MetricRow(
+        part=name,
+        metric=row.metric,
+        value=row.measured.value,
+        standard_error=row.measured.standard_error,
+        unit=row.unit,
+        method=row.method,
+    )

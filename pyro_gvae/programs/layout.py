@@ -41,14 +41,27 @@ def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, see
 
 
 def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
-    guide, model, given, roles = seen.guide, seen.model, seen.given, seen.roles
     check(seen, alone=frozenset())
-    for name in guide.discrete.keys() & seen.labels.keys():
+    for name in seen.guide.discrete.keys() & seen.labels.keys():
         raise ValueError(
             f"Expected the guide to draw only latents of the model, but found '{name}', which the model observes. Try "
             "leaving it out of the guide where the model observes it."
         )
-    drawn = [name for name, msg in guide.continuous().items() if _is_scored(name, msg, roles)]
+    drawn = [name for name, msg in seen.guide.continuous().items() if _is_scored(name, msg, seen.roles)]
+    layout = _from_plates(seen, drawn)
+    _check_no_mixing(runs, seen, layout, drawn, with_guide)
+    readings: list[Reading] = []
+    obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
+    if obstacle is None:
+        return layout._replace(guide_depends=readings[0].depends)
+    plain = layout._replace(obstacle=obstacle)
+    _read_both(runs, plain, 1, with_guide)
+    return plain
+
+
+def _from_plates(seen: Look, drawn: list[str]) -> Layout:
+    """Return what the plates of a first look say; `drawn` are the continuous latents that are scored."""
+    guide, model, roles = seen.guide, seen.model, seen.roles
     messages = [*model.messages.values(), *guide.messages.values()]
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
     shapes = [found.batch_shape for found in (*model.discrete.values(), *guide.discrete.values())]
@@ -59,7 +72,7 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
     cells = Cells.of(shapes)
     first = _first_tensor(model)
     levels = _levels(model, cells)
-    layout = Layout(
+    return Layout(
         space=Space(tuple(latent_of(name, model.discrete[name]) for level in levels for name in level.names)),
         levels=levels,
         site_shapes=_site_shapes(model, cells.shape),
@@ -71,23 +84,21 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
         device=first.device,
         obstacle=None,
         guide_depends=True,
-        has_continuous=bool(given),
+        has_continuous=bool(seen.given),
         roles=roles,
         labels=frozenset(seen.labels),
     )
-    codes = frozenset([*model.discrete, *drawn])
+
+
+def _check_no_mixing(runs: Runs, seen: Look, layout: Layout, drawn: list[str], with_guide: bool) -> None:
+    """Refuse programs with a statement that mixes the codes of several data."""
+    messages = [*seen.model.messages.values(), *seen.guide.messages.values()]
+    codes = frozenset([*seen.model.discrete, *drawn])
     some_outside = any(layout.plates - plates_of(msg) for msg in messages)
-    behind = _codes_behind(runs.guide, guide, codes) if given and some_outside else {}
-    _check_mixing(runs.model, model, layout, codes, behind)
+    behind = _codes_behind(runs.guide, seen.guide, codes) if seen.given and some_outside else {}
+    _check_mixing(runs.model, seen.model, layout, codes, behind)
     if with_guide:
-        _check_mixing(runs.guide, guide, layout, codes, behind)
-    readings: list[Reading] = []
-    obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
-    if obstacle is None:
-        return layout._replace(guide_depends=readings[0].depends)
-    plain = layout._replace(obstacle=obstacle)
-    _read_both(runs, plain, 1, with_guide)
-    return plain
+        _check_mixing(runs.guide, seen.guide, layout, codes, behind)
 
 
 def _levels(model: Reader, cells: Cells) -> tuple[Level, ...]:

@@ -9,6 +9,7 @@ Particles share one axis, left of the plates. Programs that do not accept it are
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -117,18 +118,8 @@ def sample(
         given: P values of latents that are not drawn.
     """
     if layout.obstacle is not None and num_particles > 1:
-        done: list[Sample] = []
-        for row in range(num_particles):
-            taken = _taken(given, row, done)
-            own = given.row(row)
-            own = Given(
-                {**own.codes, **{name: one.codes[name] for name, one in taken.items() if name in one.codes}},
-                {**own.values, **{name: one.values[name] for name, one in taken.items() if name not in one.codes}},
-            )
-            found = sample(runs, layout, 1, draw_codes, pathwise=pathwise, given=own)
-            noise = {name: one.noise[name] for name, one in taken.items() if name in one.noise}
-            done.append(found._replace(noise=found.noise | noise, given=frozenset(given.codes)))
-        return _stacked(done)
+        draw_row = partial(sample, runs, layout, 1, draw_codes, pathwise=pathwise)
+        return _one_by_one(draw_row, num_particles, given)
     values = Values(layout)
     scored = set()
 
@@ -163,6 +154,21 @@ def sample(
 
     q = read_with(runs.guide, layout, place, draw)
     return _sampled(values, q, frozenset(scored), frozenset(given.codes))
+
+
+def _one_by_one(draw_row: Callable[..., Sample], num_particles: int, given: Given) -> Sample:
+    """Draw one row after another."""
+    done: list[Sample] = []
+    for row in range(num_particles):
+        taken, own = _taken(given, row, done), given.row(row)
+        own = Given(
+            {**own.codes, **{name: one.codes[name] for name, one in taken.items() if name in one.codes}},
+            {**own.values, **{name: one.values[name] for name, one in taken.items() if name not in one.codes}},
+        )
+        found = draw_row(given=own)
+        noise = {name: one.noise[name] for name, one in taken.items() if name in one.noise}
+        done.append(found._replace(noise=found.noise | noise, given=frozenset(given.codes)))
+    return _stacked(done)
 
 
 def _taken(given: Given, row: int, done: list[Sample]) -> dict[str, Sample]:

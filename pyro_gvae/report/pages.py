@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,13 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     Returns:
         The path of the page.
     """
+    write_text_atomic(path, _templates().get_template(template).render(**values))
+    return path
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """Return the templates, which are compiled once in a process: that takes a tenth of a small run's time."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_gvae.report"),
         autoescape=True,
@@ -44,8 +52,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["minus"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", "−", text)
-    write_text_atomic(path, environment.get_template(template).render(**values))
-    return path
+    return environment
 
 
 def printable(name: str) -> str:

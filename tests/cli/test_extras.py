@@ -26,7 +26,12 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Absent())
+from matplotlib.figure import Figure
 from pyro_gvae.cli.main import main
+from pyro_gvae.jit.traced_elbo import TracedELBO
+
+TracedELBO.outcome = lambda *_, **__: None  # as in `conftest.unrecorded`
+Figure.savefig = lambda self, path, **_: open(path, "w").close()  # as in `conftest.unrendered`
 sys.exit(any([main(command) for command in commands]))
 """
 

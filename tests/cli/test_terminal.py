@@ -63,9 +63,18 @@ def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path):
     assert int((tmp_path / "file").read_text()) > 2
 
 
+CLOSED = """
+import os, sys
+from pyro_gvae.cli.main import main
+os.close(2)
+sys.stderr = None  # as Python starts then
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_training_goes_on_where_stderr_is_closed(tmp_path):
+def test_training_goes_on_where_stderr_is_closed(server, tmp_path):
+    (tmp_path / "closed.py").write_text(CLOSED)
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--stages", "exact:1steps"]
-    command = [sys.executable, "-m", "pyro_gvae", "train", *size, "--output", "run"]
-    done = subprocess.run(command, cwd=tmp_path, preexec_fn=lambda: os.close(2), stdout=subprocess.PIPE)
-    assert done.returncode == 0 and (tmp_path / "run" / "weights.safetensors").exists()
+    done = server.run("train", *size, "--output", str(tmp_path / "run"), script=tmp_path / "closed.py")
+    assert done.code == 0 and (tmp_path / "run" / "weights.safetensors").exists()

@@ -286,14 +286,15 @@ def test_workers_end_with_the_comparison_which_goes_on_when_called_again(server,
 
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
         before = steps()
-        process = psutil.Process(server.start("compare", *options, "--output", str(run)))
+        script = Path(__file__).parents[1] / "forked_workers.py"
+        process = psutil.Process(server.start("compare", *options, "--output", str(run), script=script))
         while len(found := steps()) < 2 or any(step <= before.get(path, 0) for path, step in found.items()):
             assert process.is_running(), server.end()
             time.sleep(0.05)
         workers = process.children()
         assert len(alive(workers)) >= 2  # the control
         process.send_signal(number)
-        left = alive(psutil.wait_procs(workers, timeout=20)[1])
+        left = alive(psutil.wait_procs(workers, timeout=60)[1])
         for worker in left:  # they would keep on working
             worker.kill()
         done = server.end()

@@ -47,9 +47,12 @@ def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.Captur
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("sphinx") is None or find_spec("myst_nb") is None, reason="needs the extra `docs`")
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    """Build them as `make docs` does, running all code; a missing proxy simulates the absence of a network."""
+    """Build them as `make docs` does, running all code, but without the theme and the pages of sources.
+
+    A missing proxy simulates the absence of a network.
+    """
     environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    options = ["-q", "-W", "--keep-going", "-j", "2", "-d", tmp_path / "trees"]
+    options = ["-q", "-W", "--keep-going", "-j", "2", "-t", "plain", "-d", tmp_path / "trees"]
     build = [sys.executable, "-m", "sphinx", *options, "docs", tmp_path / "html"]
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
