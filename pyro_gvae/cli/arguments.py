@@ -1,11 +1,9 @@
 """Parse command-line arguments into the configuration of a command, or show help; no torch."""
 
 import sys
-from dataclasses import replace
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, Union
-
-import tyro
+from typing import Annotated, Any, NamedTuple, NoReturn, Union, get_type_hints
 
 from ..config.checks import nearest
 from ..config.commands import (
@@ -33,7 +31,7 @@ from ..runs.config import allowed_memory
 from .help import help_on, help_on_all
 from .settings import settings_of
 from .terminal import check_letters, discard, say
-from .words import DRY_RUN, GENERAL, Told, read_words
+from .words import DRY_RUN, GENERAL, Told, places_of, read_words
 
 
 class Command(NamedTuple):
@@ -134,8 +132,21 @@ def _show(text: str) -> NoReturn:
 
 def _complete(arguments: list[str]) -> NoReturn:
     """Write a shell's completion script."""
+    import tyro  # imported here, since no other command needs it
+
+    mark: Any = tyro.conf.Positional
+
+    def marked(config: type[Any]) -> Any:
+        """Mark positional settings as tyro does."""
+        settings, kinds = {one.name: one for one in fields(config)}, get_type_hints(config)
+        places = [(name, mark[kinds[name]], field(default=settings[name].default)) for name in places_of(config)]
+        return make_dataclass(
+            config.__name__, places, bases=(config,), frozen=True, namespace={"__doc__": config.__doc__}
+        )
+
     kinds = (
-        Annotated[command.config, tyro.conf.subcommand(one, prefix_name=False)] for one, command in COMMANDS.items()
+        Annotated[marked(command.config), tyro.conf.subcommand(one, prefix_name=False)]
+        for one, command in COMMANDS.items()
     )
     union: Any = Union[tuple(kinds)]  # noqa: UP007 (a union of any number of types)
     try:

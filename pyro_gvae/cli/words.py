@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from ..config.checks import nearest
-from ..config.commands import EvaluateConfig
+from ..config.names import IsPositional
 
 #: Short names of options.
 SHORT = {"-o": "--output", "--lr": "--learning-rate"}
@@ -18,8 +18,6 @@ GENERAL = {
 }
 #: The option that shows what a command would do, for commands that have it.
 DRY_RUN = "--dry-run"
-#: The mark in the type of a positional setting.
-IS_PLACE = get_args(get_type_hints(EvaluateConfig, include_extras=True)["run"])[1]
 
 
 class Told(NamedTuple):
@@ -97,7 +95,7 @@ def places_of(config: type[Any]) -> list[str]:
     marks = {
         name: getattr(kind, "__metadata__", ()) for name, kind in get_type_hints(config, include_extras=True).items()
     }
-    return [name for name, own in marks.items() if IS_PLACE in own]
+    return [name for name, own in marks.items() if IsPositional in own]
 
 
 def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tuple[dict[str, list[str]], list[str]]:

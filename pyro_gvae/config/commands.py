@@ -4,10 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from .checks import at_least, positive
-from .names import LoggerName
+from .names import LoggerName, Positional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +20,7 @@ class GapsConfig:
         data_dir: The folder of the data sets that have files.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     num_data: int = 1000
     num_particles: int = 100
     max_memory: float = 4.0
@@ -44,7 +42,7 @@ class ReportConfig:
         open: Open the page in the browser.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     data_dir: Path = Path("data")
     open: bool = False
 
@@ -60,7 +58,7 @@ class ExploreConfig:
         open: Open the page in the browser.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     data_dir: Path = Path("data")
     output: Path | None = None
     open: bool = False
@@ -78,7 +76,7 @@ class ModelConfig:
         data_dir: The folder of the data sets that have files.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     estimator: str | None = None
     model_seed: int | None = None
     output: Path | None = None
@@ -160,8 +158,8 @@ class ImputeConfig:
         seed: Seed of the samples.
     """
 
-    run: tyro.conf.Positional[Path]
-    file: tyro.conf.Positional[Path]
+    run: Positional[Path]
+    file: Positional[Path]
     estimator: str | None = None
     model_seed: int | None = None
     output: Path | None = None
@@ -217,7 +215,7 @@ class ListConfig:
         runs: The folder of the runs.
     """
 
-    what: tyro.conf.Positional[Literal["all", "estimators", "datasets", "models", "presets", "runs"]] = "all"
+    what: Positional[Literal["all", "estimators", "datasets", "models", "presets", "runs"]] = "all"
     data_dir: Path = Path("data")
     runs: Path = Path("runs")
 
@@ -257,7 +255,7 @@ class ResumeConfig:
         scheduler: The address of a Dask cluster that continues a comparison.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     more: str | None = None
     steps: int | None = None
     seconds: float | None = None

@@ -4,11 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from .checks import all_different, at_least, positive
 from .data import DataConfig
-from .names import Binarization, EstimatorName, ImagesName, ModelName
+from .names import Binarization, EstimatorName, ImagesName, ModelName, Positional
 from .train import TrainConfig
 
 
@@ -57,7 +55,7 @@ class GradientsConfig:
         output: The folder, a new one or one to continue; by default runs/gradients-DATE-TIME.
     """
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: Positional[Path | None] = None
     dataset: ImagesName = "digits"
     data_dir: Path = Path("data")
     download: bool = False

@@ -1,6 +1,16 @@
 """Names that settings accept as values; the command line lists them without importing torch."""
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias, TypeVar, final
+
+T = TypeVar("T")
+
+
+@final
+class IsPositional:
+    """The mark in the type of a setting that the command line takes without an option."""
+
+
+Positional: TypeAlias = Annotated[T, IsPositional]
 
 #: Data sets of images, and tables.
 ImagesName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
