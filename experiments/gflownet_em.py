@@ -44,7 +44,13 @@ PLANS = {
 CATEGORIES = (4, 8, 10)
 NUM_IMAGES, NUM_SAMPLES, NUM_CODES = 300, 5000, 4096
 CONFIG = TrainConfig(
-    dataset="mnist", binarize="threshold", num_latents=16, networks="conv", batch_size=128, learning_rate=1e-3
+    dataset="mnist",
+    binarize="threshold",
+    num_latents=16,
+    networks="conv",
+    hidden=(128,),
+    batch_size=128,
+    learning_rate=1e-3,
 )
 
 

@@ -8,6 +8,7 @@ from ..compare.gather import is_finished
 from ..config.compare import CompareConfig
 from ..config.models import code_in_words
 from ..config.train import TrainConfig
+from ..models.widths import networks_in_words
 from ..runs.folder import check_writable
 from ..train.launch import prepare
 from ..train.plan import RunPlan, StagePlan, plan_run
@@ -23,8 +24,10 @@ def plan_train_command(config: TrainConfig) -> Said:
     config, vae, data = prepare(config, tell=tell)
     output = _checked(config.output, "train")
     plan = plan_run(vae, data, config)
+    networks = networks_in_words(vae)
     lines = {
         "model": f"{_code(config)}; {plan.num_weights:,} weights",
+        "networks": networks,
         "an epoch": f"{plan.steps_per_epoch:,} steps with {config.batch_size} data each",
         **{stage.stage: _stage_in_words(stage) for stage in plan.stages},
         "evaluations": _evaluations_in_words(plan),
@@ -32,7 +35,7 @@ def plan_train_command(config: TrainConfig) -> Said:
         "altogether": _seconds_in_words(plan.seconds),
         "output": output,
     }
-    return Said(f"{listed(lines)}\n\n{NOTHING}", _content(plan) | {"output": output})
+    return Said(f"{listed(lines)}\n\n{NOTHING}", _content(plan) | {"networks": networks, "output": output})
 
 
 def plan_compare_command(config: CompareConfig) -> Said:
@@ -40,20 +43,27 @@ def plan_compare_command(config: CompareConfig) -> Said:
     config, data, cells, earlier, _ = comparison.prepare(config, tell=tell)
     output = _checked(config.output, "compare")
     of_one_seed = [cell for cell in cells if cell.seed == cells[0].seed]
-    plans = {cell.label: plan_run(initial_model(cell.train, data), data, cell.train) for cell in of_one_seed}
+    models = {cell.label: initial_model(cell.train, data) for cell in of_one_seed}
+    plans = {cell.label: plan_run(models[cell.label], data, cell.train) for cell in of_one_seed}
     left = [cell for cell in cells if earlier is None or not is_finished(earlier, cell)]
     each = [plans[cell.label].seconds for cell in left]
     seconds = None if None in each else sum(one or 0.0 for one in each)
     kinds = dict.fromkeys(_code(cell.train) for cell in of_one_seed)
+    networks = dict.fromkeys(map(networks_in_words, models.values()))
     lines = {
         "model": "; ".join(kinds),
+        "networks": "; or ".join(networks),
         **{label: f"{_steps_in_words(plan)}; {_seconds_in_words(plan.seconds)}" for label, plan in plans.items()},
         "seeds": ", ".join(map(str, config.seeds)),
         "cells": f"{len(left)} to train of {len(cells)}, {config.workers} at a time",
         "altogether": _seconds_in_words(seconds),
         "output": output,
     }
-    content = {"cells": {label: _content(plan) for label, plan in plans.items()}, "left": len(left)}
+    content = {
+        "networks": list(networks),
+        "cells": {label: _content(plan) for label, plan in plans.items()},
+        "left": len(left),
+    }
     return Said(f"{listed(lines)}\n\n{NOTHING}", content | {"seconds": seconds, "output": output})
 
 

@@ -55,7 +55,7 @@ def say(text: str, stream: TextIO) -> None:
 
 
 def tell(text: str) -> None:
-    """Write on stderr which data were read, from the main process only; not with --quiet."""
+    """Write on stderr which data were read and what is trained, from the main process only; not with --quiet."""
     from ..runtime.distributed import is_main  # imported here, since it imports torch
 
     if is_main() and not is_progress_hidden():

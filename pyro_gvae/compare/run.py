@@ -28,7 +28,7 @@ from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
 from ..train.result import Interrupted
-from ..train.setup import initial_model, load_or_slice, read_in_words, with_classes
+from ..train.setup import initial_model, load_or_slice, read_in_words, with_classes, with_widths
 from ..train.source import check_source, source_of
 from . import jobs as sweep
 from .cell import Job, train_cell
@@ -75,12 +75,14 @@ def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     data = load_or_slice(config.training())
     tell(read_in_words(config, data))
     config = with_classes(config, data)
-    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE | EXTENSIBLE, known_by="cells")
+    free = CHANGEABLE | EXTENSIBLE | ({"hidden"} if config.hidden is None else set())  # those of the folder
+    earlier = earlier_run(config.output, config.as_json(), free=free, known_by="cells")
     known: set[tuple[str, int]] = set()
     if earlier is not None:
         check_source(earlier, config)
         config = _extended(earlier, config)
         known = {(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in read_compared(earlier)["cells"]}
+    config = with_widths(config, data)
     cells = make_cells(config, len(data.train), begun_with=None if earlier is None else _begun_with(earlier))
     new = [cell for cell in cells if (cell.label, cell.seed) not in known]
     _check_cells(config, new, data)
@@ -104,7 +106,8 @@ def _extended(earlier: Path, config: CompareConfig) -> CompareConfig:
             f"Expected at least the {written.epochs} epochs of '{earlier}', since training cannot be undone, but found "
             f"{config.epochs}. Try another folder."
         )
-    return replace(config, estimators=tuple(dict.fromkeys(estimators)), seeds=tuple(seeds))
+    hidden = written.hidden if config.hidden is None else config.hidden
+    return replace(config, estimators=tuple(dict.fromkeys(estimators)), seeds=tuple(seeds), hidden=hidden)
 
 
 def _begun_with(earlier: Path) -> int | None:

@@ -54,7 +54,8 @@ class CompareConfig(DataConfig):
         label_weight: For semi-supervised: weight of the mean cross-entropy of the labelled rows, which trains the
             classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order. By default one layer of
+            twice as many units as the encoder has inputs, rounded to a power of two from 32 to 256.
         observation: Distribution of a pixel; the columns of a table have distributions of their own.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
         prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other by a
@@ -98,7 +99,7 @@ class CompareConfig(DataConfig):
     temperatures: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()
     networks: NetworksName = "mlp"
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] | None = None
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
     prior: str = "uniform"

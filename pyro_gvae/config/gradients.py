@@ -35,7 +35,8 @@ class GradientsConfig:
             semi-supervised, by default the number of classes of the labels.
         num_layers: The number of layers of hierarchical; 1 for other programs.
         latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order. By default one layer of
+            twice as many units as the encoder has inputs, rounded to a power of two from 32 to 256.
         estimators: The estimators to measure.
         temperatures: Temperatures at which to measure the estimators that have one.
         kl: The KL of gumbel-softmax: of the relaxed or of the categorical distributions (not for hierarchical).
@@ -65,7 +66,7 @@ class GradientsConfig:
     num_categories: int = 8
     num_layers: int = 1
     latent_dim: int = 0
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] | None = None
     estimators: tuple[EstimatorName, ...] = ("gumbel-softmax", "exact")
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
     kl: Literal["relaxed", "categorical"] = "categorical"
@@ -127,7 +128,8 @@ class AdviseConfig(DataConfig):
             semi-supervised, by default the number of classes of the labels.
         num_layers: The number of layers of hierarchical; 1 for other programs.
         latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order. By default one layer of
+            twice as many units as the encoder has inputs, rounded to a power of two from 32 to 256.
         batch_size: B, the number of data in a batch.
         learning_rate: Learning rate of the short training that precedes the measurements.
         estimators: The estimators to consider; by default all.
@@ -147,7 +149,7 @@ class AdviseConfig(DataConfig):
     num_categories: int = 8
     num_layers: int = 1
     latent_dim: int = 0
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] | None = None
     batch_size: int = 64
     learning_rate: float = 3e-3
     estimators: tuple[EstimatorName, ...] = ()

@@ -57,7 +57,8 @@ class TrainConfig(DataConfig):
         label_weight: For semi-supervised: weight of the mean cross-entropy of the labelled rows, which trains the
             classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order. By default one layer of
+            twice as many units as the encoder has inputs, rounded to a power of two from 32 to 256.
         observation: Distribution of a pixel; the columns of a table have distributions of their own.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
         prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other by a
@@ -120,7 +121,7 @@ class TrainConfig(DataConfig):
     latent_dim: int = 0
     label_weight: float = 10.0
     networks: NetworksName = "mlp"
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] | None = None
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
     prior: str = "uniform"
@@ -164,11 +165,11 @@ class TrainConfig(DataConfig):
         for name in ("num_latents", "num_categories", "latent_dim"):
             at_most(name, getattr(self, name), MOST_UNITS)
         at_most("num_levels", self.num_levels, 2**16)
-        at_most("the number of hidden layers", len(self.hidden), 100)
+        at_most("the number of hidden layers", len(self.hidden or ()), 100)
         at_least("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"Expected a seed below 2^32, but found {self.seed}.")
-        for width in self.hidden:
+        for width in self.hidden or ():
             at_least("hidden", width, 1)
             at_most("hidden", width, MOST_UNITS)
         for name in ("clip_norm", "seconds", "max_memory"):

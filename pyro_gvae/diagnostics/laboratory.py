@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -28,7 +29,7 @@ from ..runs.folder import new_run_folder
 from ..runs.frames import read_json_lines, write_csv
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
-from ..train.setup import initial_model, load_data
+from ..train.setup import initial_model, load_data, widths
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
 from .candidates import Candidate, candidates
@@ -75,7 +76,9 @@ def gradients(config: GradientsConfig) -> Path:
         OSError: if data files are absent or the folder cannot be written.
     """
     data = _dataset(config)
-    folder = _folder(config, partial(_check_codes, config, data))
+    guessed = None if data is None else widths(replace(config, hidden=None).training(), data)
+    config = replace(config, hidden=guessed if config.hidden is None else config.hidden)
+    folder = _folder(config, guessed, partial(_check_codes, config, data))
     lines = folder / "gradients.jsonl"
     done = set(map(_key, read_json_lines(lines, Line).to_dict("records"))) if lines.exists() else set()
     grid = candidates(config.estimators, temperatures=config.temperatures, **_options(config))
@@ -188,15 +191,16 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
         Probe(make_problem(vae, x), estimator("exact"), term="reconstruction")  # raises the error
 
 
-def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
+def _folder(config: GradientsConfig, guessed: tuple[int, ...] | None, check: Callable[[], None]) -> Path:
     """Return the folder of an earlier call with the same settings, or check the settings and create a new one."""
     settings = plain_settings(config)
-    earlier = earlier_run(config.output, settings, free=CHANGEABLE, known_by="protocol")
+    free = CHANGEABLE | ({"hidden"} if guessed is None else set())  # a run has networks of its own
+    earlier = earlier_run(config.output, settings, free=free, known_by="protocol")
     if earlier is not None:
         return earlier
     check()
     folder = new_run_folder(config.output, prefix="gradients")
-    write_config(folder, settings)
+    write_config(folder, settings if guessed is None else settings | {"default_hidden": list(guessed)})
     return folder
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 #: Entries of a config.json that are no settings.
-NO_SETTINGS = frozenset({"command", "cells", "commit", "extended", "machine", "started", "train", "versions"})
+NO_SETTINGS = frozenset(
+    {"command", "cells", "commit", "default_hidden", "extended", "machine", "started", "train", "versions"}
+)
 #: Files that a page in the same folder links to, if they are there.
 FILES = (
     *("explorer.html", "gaps.html", "results.csv", "summary.csv", "differences.csv", "gaps.csv", "gradients.csv"),
@@ -48,6 +50,8 @@ def sort_settings(
         >>> sort_settings({"epochs": 5, "seed": 0, "data": None}, {"epochs": 60, "seed": 0}, {"commit": "1a2b"})
         Settings(chosen={'epochs': 5}, others={'seed': 0}, circumstances={'commit': '1a2b'})
     """
+    # Before widths were guessed from the data, their default was 128.
+    defaults = {**defaults, "hidden": written.get("default_hidden", [128])}
     shown = {
         name: _plain(value) for name, value in given.items() if value not in (None, []) and name not in NO_SETTINGS
     }

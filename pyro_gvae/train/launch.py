@@ -10,6 +10,7 @@ from ..config.stages import with_more
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
 from ..models.base import VAE
+from ..models.widths import networks_in_words
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_lines
@@ -24,7 +25,7 @@ from .monitor import judge_of
 from .prune import check_prunable
 from .result import Fit
 from .revive import check_revivable
-from .setup import initial_model, load_or_slice, read_in_words, with_classes
+from .setup import initial_model, load_or_slice, read_in_words, with_classes, with_widths
 from .source import source_of
 
 
@@ -56,7 +57,7 @@ def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: N
     loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
     data = load_or_slice(config)
     tell(read_in_words(config, data))
-    config = with_classes(config, data)
+    config = with_widths(with_classes(config, data), data)
     vae = initial_model(config, data)
     check_training(vae, data, config)
     if config.revive is not None:
@@ -74,7 +75,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
 
     Args:
         config: the configuration.
-        tell: a function called with a description of the data.
+        tell: a function called with a description of the data, and with one of the networks.
 
     Returns:
         The run folder, and the result of `fit`.
@@ -89,6 +90,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
             "none. Try --output NAME."
         )
     config, vae, data = prepare(config, tell=tell)  # `judge` is chosen once, and written into the folder
+    tell(f"networks: {networks_in_words(vae)}")
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)

@@ -29,6 +29,7 @@ from ..models.networks import NETWORKS, mlp_decoder, mlp_encoder, relu_logits
 from ..models.observations import Observation, as_observation
 from ..models.semi_supervised_vae import SemiSupervisedVAE
 from ..models.table import TableObservation
+from ..models.widths import guessed_hidden
 from ..runtime.distributed import from_main, own_device, share
 from ..runtime.memory import in_words
 
@@ -124,6 +125,26 @@ def with_classes(config: C, data: AnyDataset) -> C:
     return replace(config, num_categories=found)
 
 
+def with_widths(config: C, data: AnyDataset) -> C:
+    """Return a configuration with the widths of its hidden layers, guessed from the data if it has none.
+
+    Raises:
+        ValueError: if a table is given an observation or networks of images.
+    """
+    return replace(config, hidden=widths(config, data))
+
+
+def widths(config: TrainConfig | CompareConfig, data: AnyDataset) -> tuple[int, ...]:
+    """Return the widths of a configuration's hidden layers: its own, or those guessed from the data.
+
+    Raises:
+        ValueError: if a table is given an observation or networks of images.
+    """
+    if config.hidden is not None:
+        return config.hidden
+    return guessed_hidden(_observation(config, data).input_dim(data.train.shape[1]))
+
+
 def initial_model(config: TrainConfig, data: AnyDataset) -> VAE:
     """Build the program of a configuration, with the initial weights of its seed.
 
@@ -140,14 +161,14 @@ def initial_model(config: TrainConfig, data: AnyDataset) -> VAE:
 
 def _categorical(config: TrainConfig, data: AnyDataset, observation: Observation) -> CategoricalVAE:
     sizes = config.num_latents, config.num_categories
-    data_dim = data.train.shape[1]
+    data_dim, hidden = data.train.shape[1], widths(config, data)
     if data.columns is None:
         encoder, decoder = NETWORKS[config.networks](
-            data.image_shape, *sizes, hidden=config.hidden, natural_per_pixel=observation.natural_per_pixel
+            data.image_shape, *sizes, hidden=hidden, natural_per_pixel=observation.natural_per_pixel
         )
     else:
-        encoder = mlp_encoder(observation.input_dim(data_dim), config.hidden, *sizes)
-        decoder = mlp_decoder(*sizes, config.hidden[::-1], observation.natural_dim(data_dim))
+        encoder = mlp_encoder(observation.input_dim(data_dim), hidden, *sizes)
+        decoder = mlp_decoder(*sizes, hidden[::-1], observation.natural_dim(data_dim))
     return CategoricalVAE(
         data_dim,
         *sizes,
@@ -160,22 +181,22 @@ def _categorical(config: TrainConfig, data: AnyDataset, observation: Observation
 
 
 def _bernoulli(config: TrainConfig, data: AnyDataset, observation: Observation) -> BernoulliVAE:
-    return BernoulliVAE(data.train.shape[1], config.num_latents, config.hidden, observation=observation)
+    return BernoulliVAE(data.train.shape[1], config.num_latents, widths(config, data), observation=observation)
 
 
 def _hierarchical(config: TrainConfig, data: AnyDataset, observation: Observation) -> HierarchicalCategoricalVAE:
     sizes = config.num_layers, config.num_latents, config.num_categories
-    return HierarchicalCategoricalVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
+    return HierarchicalCategoricalVAE(data.train.shape[1], *sizes, widths(config, data), observation=observation)
 
 
 def _joint(config: TrainConfig, data: AnyDataset, observation: Observation) -> JointVAE:
     sizes = config.num_latents, config.num_categories, config.latent_dim
-    return JointVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
+    return JointVAE(data.train.shape[1], *sizes, widths(config, data), observation=observation)
 
 
 def _gaussian_mixture(config: TrainConfig, data: AnyDataset, observation: Observation) -> GaussianMixtureVAE:
     sizes = config.num_categories, config.latent_dim
-    return GaussianMixtureVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
+    return GaussianMixtureVAE(data.train.shape[1], *sizes, widths(config, data), observation=observation)
 
 
 def _semi_supervised(config: TrainConfig, data: AnyDataset, observation: Observation) -> SemiSupervisedVAE:
@@ -183,12 +204,14 @@ def _semi_supervised(config: TrainConfig, data: AnyDataset, observation: Observa
     weight = (
         config.label_weight * len(data.train) / max(1, num_labelled(data))
     )  # per row, for a mean over the labelled rows
-    return SemiSupervisedVAE(data.train.shape[1], *sizes, config.hidden, observation=observation, label_weight=weight)
+    return SemiSupervisedVAE(
+        data.train.shape[1], *sizes, widths(config, data), observation=observation, label_weight=weight
+    )
 
 
 def _conditional(config: TrainConfig, data: AnyDataset, observation: Observation) -> ConditionalVAE:
     sizes = len(class_names(data)), config.num_latents, config.num_categories
-    return ConditionalVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
+    return ConditionalVAE(data.train.shape[1], *sizes, widths(config, data), observation=observation)
 
 
 #: Name -> constructor of the program. `config/names.py` lists the names for the command line.
@@ -223,7 +246,7 @@ def check_size(make: Callable[[], VAE]) -> None:
         )
 
 
-def _observation(config: TrainConfig, data: AnyDataset) -> Observation:
+def _observation(config: TrainConfig | CompareConfig, data: AnyDataset) -> Observation:
     if data.columns is not None:
         for setting, plain in {"observation": "bernoulli", "networks": "mlp"}.items():
             found = getattr(config, setting)

@@ -1,8 +1,10 @@
 """Describe data in a run folder (shape, columns, file hash, how they were read), and read them again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..config.compare import CompareConfig
 from ..config.data import DataConfig
 from ..config.json import fits
 from ..config.train import TrainConfig
@@ -15,12 +17,13 @@ from ..models.table import Column
 from ..runs.config import read_config
 from ..runs.records import ColumnRecord
 from ..runtime.distributed import own_device
-from .setup import load_data
+from .setup import load_data, widths
 
 
-def source_of(config: DataConfig, data: AnyDataset) -> dict[str, Any]:
-    """Return the entries of a config.json that describe the data."""
-    found: dict[str, Any] = {"image_shape": data.image_shape}
+def source_of(config: TrainConfig | CompareConfig, data: AnyDataset) -> dict[str, Any]:
+    """Return the entries of a config.json that describe the data, and the widths that are guessed from them."""
+    guessed = widths(replace(config, hidden=None), data)
+    found: dict[str, Any] = {"image_shape": data.image_shape, "default_hidden": list(guessed)}
     if data.columns is not None:
         found["columns_of_data"] = [column._asdict() for column in data.columns]
     if config.data is not None:

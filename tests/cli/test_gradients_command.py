@@ -123,6 +123,8 @@ def test_the_models_of_a_run_are_measured_by_the_published_protocol(tmp_path, un
     assert set(table["trained_by"]) == {"gumbel-softmax", "exact"} and set(table["epoch"]) == {1}
     assert len(table) == 2 * 3 and set(table["images"]) == {10}
     assert (table.query("estimator == 'exact'")["relative_bias"] < 1e-9).all()
+    given = replace(SMALL, run=run, epochs=(0,), protocol="reinmax", output=folder)
+    assert gradients(replace(given, hidden=None)) == folder  # a run has its own widths, whatever the folder says
     assert (folder / "figures" / "temperature-logits.png").exists() and "cosine" in gradients_table(folder)
 
 

@@ -61,6 +61,7 @@ def test_a_dry_run_writes_nothing(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*words, *SMALL, "--dry-run", "-o", "here"]) == 0
     said = capsys.readouterr()
+    assert "networks" in said.out and "encoder MLP 64-8-6; decoder MLP 6-8-64\n" in said.out
     assert "6 steps" in said.out and "nothing was trained or written" in said.out and "digits: 1,797" in said.err
     assert main([*words, *SMALL, "--dry-run", "--json", "--quiet"]) == 0
     said = capsys.readouterr()
@@ -86,6 +87,16 @@ def test_a_dry_run_of_a_comparison_says_what_is_left(tmp_path, capsys):
     assert main([*words, "--seeds", "0"]) == 0
     assert main([*words, "--seeds", "0", "1", "--dry-run"]) == 0
     assert "1 to train of 2" in capsys.readouterr().out
+
+
+def test_what_is_trained_and_written_has_the_guessed_widths(tmp_path, capsys):
+    words = ["train", "--dataset", "diabetes", "--num-latents", "1", "--stages", "exact:1steps", "--judge", "none"]
+    assert main([*words, "-o", str(tmp_path / "run")]) == 0
+    assert "\nnetworks: encoder MLP 22-32-8; decoder MLP 8-32-11\n" in capsys.readouterr().err
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["train"]["hidden"] == written["default_hidden"] == [32]
+    chosen, others = (tmp_path / "run" / "report.html").read_text().split("<summary>All other settings")
+    assert "<dt>hidden</dt>" not in chosen and "<dt>hidden</dt><dd>32</dd>" in others
 
 
 def test_quiet_shows_results_alone(tmp_path, capsys):

@@ -17,10 +17,11 @@ from pyro_gvae.compare import run as compare_module
 from pyro_gvae.compare.cell import train_cell
 from pyro_gvae.compare.gather import read_results
 from pyro_gvae.compare.grid import make_cells
-from pyro_gvae.compare.run import compare
+from pyro_gvae.compare.run import compare, prepare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.data.datasets import load
 from pyro_gvae.runs.config import write_config
+from pyro_gvae.runs.files import write_json
 from pyro_gvae.runs.folder import PICTURES, cell_folder
 from pyro_gvae.runs.frames import read_json_lines
 from pyro_gvae.train import training
@@ -204,6 +205,18 @@ def test_what_is_not_typed_is_that_of_the_folder(tmp_path, unreported, monkeypat
 
 
 @pytest.mark.slow
+def test_widths_that_are_not_given_are_those_of_the_folder(tmp_path):
+    config = CompareConfig(dataset="diabetes", num_latents=1, estimators=("exact",), seeds=(0,), epochs=1)
+    new = prepare(config)
+    assert new.config.hidden == (32,) and {cell.train.hidden for cell in new.cells} == {(32,)}
+    before = replace(config, hidden=(128,), output=tmp_path)
+    cells = [{"estimator": "exact", "setting": "", "seed": 0}]
+    write_json(tmp_path / "config.json", before.as_json() | {"image_shape": [1, 10], "cells": cells})
+    assert prepare(replace(before, hidden=None)).config.hidden == (128,)
+    with pytest.raises(ValueError, match="but found other values of hidden"):
+        prepare(replace(before, hidden=(32,)))
+
+
 def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch, unrendered):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 

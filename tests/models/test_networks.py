@@ -9,7 +9,9 @@ from torch import nn
 from pyro_gvae import exact
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from pyro_gvae.models.networks import NETWORKS, conv_decoder, conv_encoder, mlp_encoder, relu_logits
+from pyro_gvae.models.widths import networks_in_words
 from pyro_gvae.train.step import make_step
 
 SHAPES = [(28, 28), (8, 8), (5, 7), (1, 1), (2, 9)]
@@ -100,3 +102,11 @@ def test_relu_logits():
 def test_an_empty_image_is_refused():
     with pytest.raises(ValueError, match=r"Expected an image_shape of at least \(1, 1\), but found \(0, 3\)"):
         conv_encoder((0, 3), N, K)
+
+
+def test_networks_are_described_from_input_to_output():
+    encoder, decoder = NETWORKS["conv"]((5, 7), N, K, hidden=(9, 8))
+    found = networks_in_words(CategoricalVAE(35, N, K, encoder=encoder, decoder=decoder, prior="autoregressive"))
+    assert found == "encoder convolutions 1-32-64, MLP 256-9-8-6; decoder MLP 6-8-9-256, convolutions 64-32-1"
+    layers = networks_in_words(HierarchicalCategoricalVAE(35, num_layers=3, num_latents=N, num_categories=K, hidden=()))
+    assert layers == "encoder MLP 35-6; decoder MLP 6-35; up MLP 6-6; down MLP 6-6"  # all alike are named once

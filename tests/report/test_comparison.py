@@ -18,10 +18,12 @@ from matplotlib.transforms import Bbox
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 
+from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.report import comparison_figures as plots
 from pyro_gvae.report import pictures, style
 from pyro_gvae.report.comparison import write_report
 from pyro_gvae.report.findings import finding, further_findings, remarks
+from pyro_gvae.report.settings import defaults_of, sort_settings
 from pyro_gvae.runs.contents import read_run
 from pyro_gvae.runs.files import append_json_line, write_json
 from pyro_gvae.runs.folder import PICTURES, cell_folder
@@ -202,6 +204,16 @@ def test_settings_that_differ_from_the_defaults_come_first(whole: Path) -> None:
     assert "gumbel-softmax, exact" in chosen and "<dt>seeds</dt>" not in chosen
     assert "<dt>num latents</dt><dd>4</dd>" in others and "<dt>seeds</dt><dd>0, 1, 2</dd>" in others
     assert "training time" in others and "2.14.1" in others.split("</details>")[1]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "written", "is_chosen"),
+    [([64], {"default_hidden": [64]}, False), ([128], {"default_hidden": [64]}, True), ([128], {}, False)],
+)
+def test_widths_are_a_choice_if_they_are_not_those_of_the_data(hidden, written, is_chosen):
+    """Folders without `default_hidden` were written when the default was 128 for all data."""
+    found = sort_settings({"hidden": hidden}, defaults_of(CompareConfig), written)
+    assert ("hidden" in found.chosen) is is_chosen and ("hidden" in found.others) is not is_chosen
 
 
 def test_the_best_point_stands_beside_the_end(run: Path) -> None:

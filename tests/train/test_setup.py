@@ -15,7 +15,7 @@ from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from pyro_gvae.models.joint_vae import JointVAE
 from pyro_gvae.models.semi_supervised_vae import SemiSupervisedVAE
-from pyro_gvae.train.setup import initial_model, load_data, with_classes
+from pyro_gvae.train.setup import initial_model, load_data, with_classes, with_widths
 
 SIZES = {
     "categorical": ({"num_latents": 3, "num_categories": 5}, lambda: CategoricalVAE(64, 3, 5, (7,))),
@@ -50,6 +50,17 @@ def test_a_program_is_that_of_its_constructor(model):
     assert type(found) is type(expected)
     for (name, one), (other, wanted) in zip(found.named_parameters(), expected.named_parameters(), strict=True):
         assert name == other and torch.equal(one, wanted)
+
+
+@pytest.mark.parametrize(("dataset", "hidden"), [("digits", (128,)), ("wine", (64,)), ("diabetes", (32,))])
+def test_widths_that_are_not_given_are_guessed_from_the_inputs(dataset, hidden):
+    """An encoder of a table has more inputs than the table has columns: 26 for wine, 22 for diabetes."""
+    config = TrainConfig(dataset=dataset)
+    data = load_data(config)
+    assert with_widths(config, data) == replace(config, hidden=hidden)
+    assert with_widths(replace(config, hidden=()), data).hidden == ()
+    guessed, given = (initial_model(one, data).state_dict() for one in (config, replace(config, hidden=hidden)))
+    assert guessed.keys() == given.keys() and all(torch.equal(guessed[name], given[name]) for name in given)
 
 
 @pytest.mark.parametrize("model", MODELS)
