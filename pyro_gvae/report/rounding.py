@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.base import VAE
 from ..programs.modes import judging
@@ -87,10 +87,11 @@ def _elbo(vae: VAE, code: Tiles, x: Tensor, codes: Tensor) -> Tensor:
 @contextmanager
 def _rounded(vae: VAE, held: set[str]) -> Iterator[None]:
     """Round the matrices of networks, as a page does; vectors stay as they are."""
-    networks: list[nn.Module] = [getattr(vae, name) for name in held]
+    networks = [vae.get_submodule(name) for name in held]
     weights = [weight for network in networks for weight in network.parameters() if weight.dim() > 1]
     exact = [weight.clone() for weight in weights]
-    table = None if "decoder" in held else vae.decoder.register_forward_hook(lambda _, args, result: _half(result))
+    decoder = vae.get_submodule("decoder")
+    table = None if "decoder" in held else decoder.register_forward_hook(lambda _, args, result: _half(result))
     try:
         for weight in weights:
             weight.copy_(_half(weight))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -515,6 +516,20 @@ def test_nothing_overlaps(tmp_path: Path, names: tuple[str, ...], seeds: int) ->
         for index, title in enumerate(titles(figure)):
             assert title.x1 <= figure.bbox.x1 + 1, name
             assert not any(Bbox.intersection(title, other) for other in titles(figure)[index + 1 :]), name
+
+
+@pytest.mark.parametrize("first", ["gumbel-softmax", "exact"])
+def test_words_say_what_the_marks_of_the_first_row_mean_and_do_not_touch(whole: Path, first: str) -> None:
+    summary = summarize(read_run(whole).final).sort_index(key=lambda names: names != first)
+    figure = plots.final_values(summary, style.estimator_styles(list(summary.index)))
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    words = sorted(axes.texts, key=lambda text: text.get_window_extent().x0)
+    values = summary.loc[first, ["test_objective", "test_elbo", "test_log_evidence"]]
+    assert [text.xy for text in words] == [(value, 0.0) for value in sorted(values)]
+    whole_panel, boxes = axes.get_window_extent(), [Text.get_window_extent(text) for text in words]
+    assert boxes[0].x0 >= whole_panel.x0 and boxes[-1].x1 <= whole_panel.x1
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_curves_say_what_and_in_which_unit(figures: dict[str, Figure]) -> None:
