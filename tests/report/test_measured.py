@@ -71,6 +71,9 @@ def test_directions_near_the_right_one_are_told_apart():
         float(line.get_ydata()[0]) for panel in found.axes if panel.get_yscale() == "log" for line in panel.lines
     }
     assert axes.get_yscale() == "log" and {round(height, 4) for height in heights} >= {0.1, 0.01, LEAST_TURN}
+    most_right = draw_against_temperature(gradients().assign(cosine=[0.1, 1.0, 1.0, 1.0, 1.0]))
+    axes = next(axes for axes in most_right.axes if axes.get_ylabel().startswith("1 − cosine"))
+    assert axes.get_ylim()[1] > 0.9  # although most are at the bottom
 
 
 @pytest.mark.parametrize("measured", [True, False])
