@@ -61,10 +61,14 @@ define fast_tests_with
 	OMP_NUM_THREADS=1 build/$@/bin/pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
 endef
 
-bench: install ## benchmarks, side by side in one run; the JAX row needs the extra `bench`
-	$(BIN)/python experiments/speed.py exact
-	$(BIN)/python experiments/speed.py step
-	$(BIN)/python experiments/speed.py programs
+# Options for where a benchmark writes: without RECORD, a folder that git ignores.
+numbers = $(if $(RECORD),,--results build/bench/speed_$(1).json)
+figures = $(if $(RECORD),,--figures build/bench)
+
+bench: install ## benchmarks, side by side in one run, into build/bench; RECORD=1 replaces the tracked numbers and figures
+	$(BIN)/python experiments/speed.py exact $(call numbers,exact) $(figures)
+	$(BIN)/python experiments/speed.py step $(call numbers,step) $(figures)
+	$(BIN)/python experiments/speed.py programs $(call numbers,programs)
 
 bench-tag: install ## speed of training steps relative to the last tag, or to REF=COMMIT
 	$(BIN)/python experiments/bench_tag.py $(REF)

@@ -164,6 +164,30 @@ def share_trees(
         context["toctree"] = shared
 
 
+#: A part of a source page: its name in the module, and the link back to its description.
+BACK_LINK = re.compile(r'(<div class="viewcode-block" id="([^"]+)">\n<a class="viewcode-back" href="[^"#]*#)([^"]+)')
+
+
+def mend_links_back(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Link each part of a source page to its own description.
+
+    Sphinx assumes that all parts of a module are described under the same module, but some are names of the package.
+    """
+    if not pagename.startswith("_modules/"):
+        return
+    described, module = app.env.domains.python_domain.objects, pagename.removeprefix("_modules/").replace("/", ".")
+
+    def mended(found: re.Match[str]) -> str:
+        start, name, anchor = found.groups()
+        above = module.split(".")
+        own = [".".join([*above[:depth], name]) for depth in range(len(above), 0, -1)]
+        return start + next((full for full in (anchor, *own) if full in described), anchor)
+
+    context["body"] = BACK_LINK.sub(mended, context["body"])
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_role("name", NameRole())
     app.add_directive("estimators", EstimatorsDirective)
@@ -171,5 +195,6 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("contents-of-page", ContentsDirective)
     app.connect("autodoc-process-docstring", keep_letters, priority=400)  # before napoleon
     app.connect("missing-reference", find_anywhere, priority=900)
+    app.connect("html-page-context", mend_links_back)
     app.connect("html-page-context", partial(share_trees, trees={}), priority=400)  # before the theme takes it
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,12 +12,13 @@ from ..config.models import MODELS
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.columns import mean_of
-from ..data.labels import given
+from ..data.labels import given, shown
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.collapsed import collapsed_importance_weighted
 from ..evaluate.generate import digits_of, pictured
 from ..evaluate.metrics import code_usage, own_objective
 from ..models.base import VAE
+from ..report.tiles import NUM_CHANGED, category_pictures
 from ..runs.checkpoint import save_tensors
 from ..runs.config import write_config
 from ..runs.files import remove
@@ -59,6 +60,8 @@ def train_cell(job: Job) -> None:
             arrays = pictured(vae, initial_model(config, data), data)
             test: Any = given(vae, data).test
             arrays["code_usage"] = mean_of(partial(_usage, vae, config), test, AT_A_TIME)
+            if data.columns is None and (found := category_pictures(vae, shown(vae, data, NUM_CHANGED))) is not None:
+                arrays["category_pictures"] = found
         save_tensors(folder / PICTURES, arrays)
 
 

@@ -11,6 +11,16 @@ from torch import Tensor
 MOST_HALF = float(np.finfo(np.float16).max)
 
 
+def in_half_precision(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Round numbers to half precision, and larger ones to its largest number; their type stays.
+
+    Example:
+        >>> in_half_precision(np.array([0.1, 1e-9, 1e6]))
+        array([9.99755859e-02, 0.00000000e+00, 6.55040000e+04])
+    """
+    return values.clip(-MOST_HALF, MOST_HALF).astype(np.float16).astype(values.dtype)
+
+
 @final
 class Arrays:
     """All arrays of a page, one after another, in single precision."""
@@ -39,15 +49,10 @@ class Arrays:
         self.weights = [number for number in self.weights if number < mark]
         self.size = sum(part.size for part in self.parts)
 
-    def round_weights(self) -> float:
-        """Round weights to half precision, to halve the text; return the largest change over the largest weight."""
-        change, largest = 0.0, 0.0
+    def round_weights(self) -> None:
+        """Round weights to half precision, to halve the text."""
         for index in self.weights:
-            exactly = self.parts[index]
-            self.parts[index] = exactly.clip(-MOST_HALF, MOST_HALF).astype(np.float16).astype(np.float32)
-            change = max(change, float(np.abs(self.parts[index] - exactly).max(initial=0.0)))
-            largest = max(largest, float(np.abs(exactly).max(initial=0.0)))
-        return change / largest if largest else 0.0
+            self.parts[index] = in_half_precision(self.parts[index])
 
     def num_bytes(self) -> int:
         """Count the bytes of the text."""

@@ -88,6 +88,7 @@ def write_report(run: Path) -> Path:
         **_paired(contents.final),
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in figures.items()},
         colors={name: style.color for name, style in styles.items()},
+        category_pictures=pictures.has_category_pictures(contents.pictures),
         files=files_beside(run),  # after the figures were saved
     )
 
@@ -132,5 +133,5 @@ def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, Style]) -> dict[
             height, width = run.config["image_shape"]
             figures["reconstructions"] = pictures.reconstructions(run.pictures, (height, width))
             figures["prior-samples"] = pictures.prior_samples(run.pictures, (height, width))
-        figures["code-usage"] = pictures.code_usage(run.pictures)
+        figures["code-usage"] = pictures.code_usage(run.pictures, run.config["image_shape"])
     return figures

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..runs.tables import BOUND, EVIDENCE, is_bounded
-from .notes import note_below, room_below
+from .notes import label_marks, note_below, room_below
 from .style import INK, Style, in_house_style, panel_grid, wrapped
 
 #: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
@@ -33,16 +33,16 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
         styles: From `estimator_styles`.
 
     Returns:
-        One row for each estimator, in nats per datum, with standard errors.
+        One row for each estimator, in nats per datum, with standard errors; words say what the marks of the first mean.
     """
-    figure = Figure(figsize=(10, 1.5 + 0.5 * len(summary)))
+    figure = Figure(figsize=(10, 1.4 + 0.5 * len(summary)))
     axes = figure.subplots()
+    evidence = (BOUND.name, "bound of log p(x)") if is_bounded(summary) else (EVIDENCE.name, "log-evidence, log p(x)")
     kinds = {  # column: label, marker, its size, its face; chosen so that all remain visible where they overlap
-        "test_objective": ("own objective", "o", 11, "white"),
+        "test_objective": ("own objective, which training reports", "o", 11, "white"),
         "test_elbo": ("discrete ELBO", "o", 6, None),
+        evidence[0]: (evidence[1], "|", 20, None),
     }
-    evidence = {BOUND.name: "bound of log p(x)"} if is_bounded(summary) else {EVIDENCE.name: "log-evidence"}
-    kinds |= {column: (label, "|", 20, None) for column, label in evidence.items()}
     for row, (name, values) in enumerate(summary.iterrows()):
         style = styles[name]
         # A thick pale bar from the ELBO to the bound shows the gap.
@@ -51,17 +51,12 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
             look: Any = {"marker": marker, "ms": size, "mew": 1.5, "color": style.color, "mfc": face or style.color}
             axes.errorbar(values[kind], row, xerr=values[f"{kind}_se"], capsize=3, ls="none", **look)
     axes.set_yticks(range(len(summary)), list(summary.index))
-    axes.set_ylim(len(summary) - 0.5, -0.5)
+    axes.set_ylim(len(summary) - 0.5, -1.1)
     axes.set_xlabel("nats per datum, test set (higher is better)")
     axes.grid(axis="x")
-    figure.legend(
-        handles=[
-            Line2D([], [], ls="none", marker=marker, ms=0.7 * size, mew=1.5, color=INK, mfc=face or INK, label=label)
-            for label, marker, size, face in kinds.values()
-        ],
-        loc="outside upper left",  # where a phone begins
-        ncols=3,
-    )
+    first = summary.iloc[0]
+    marks = {label: float(first[kind]) for kind, (label, *_) in kinds.items() if np.isfinite(first[kind])}
+    label_marks(axes, marks, height=0.62, color=styles[summary.index[0]].color)
     return figure
 
 

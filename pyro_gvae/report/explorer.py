@@ -28,6 +28,7 @@ from .arrays import Arrays
 from .graphs import read_graph
 from .layers import is_layered, lowest_layer
 from .pages import EXPLORER, printable, write_page
+from .rounding import MOST_NATS, round_models
 from .tiles import Tiles, tiles
 from .views import View, view_of
 
@@ -175,7 +176,8 @@ def explorer(
     ]
     payload = {"models": described, "view": {"kind": view.kind} | view.described, "width": data.shape[1]}
     payload |= {"data": store.put(data[:NUM_SHOWN]), "count": min(len(data), NUM_SHOWN)}
-    rounded = store.round_weights() if store.num_bytes() > MOST_BYTES else None
+    too_large = store.num_bytes() > MOST_BYTES
+    rounded = round_models(models, described, data[:NUM_SHOWN], store) if too_large else None
     try:
         text = json.dumps(payload, allow_nan=False)
     except ValueError as error:
@@ -192,6 +194,7 @@ def explorer(
         payload=text.replace("<", "\\u003c"),
         arrays=store.as_text(),
         rounded=rounded,
+        most_nats=MOST_NATS,
     )
 
 

@@ -26,9 +26,9 @@ class Panel(NamedTuple):
 #: Smaller differences of the cosine from 1 are drawn as this one: they are noise, which can be negative.
 LEAST_TURN = 1e-4
 PANELS = (
-    Panel("relative_bias", "relative bias\n||E g − G|| / ||G||", "linear"),
-    Panel("relative_std", "relative s.d.\n||sd g|| / ||E g||", "log"),
-    Panel("turn", f"1 − cosine of E g and G\n(at least {LEAST_TURN:g})", "log"),
+    Panel("relative_bias", "bias, as a share\nof the exact gradient", "linear"),
+    Panel("relative_std", "standard deviation,\nas a share of the mean", "log"),
+    Panel("turn", f"1 − cosine with the exact\n(at least {LEAST_TURN:g})", "log"),
     Panel("mse_at_budget", "relative squared error\nat equal seconds", "log"),
 )
 
@@ -210,7 +210,10 @@ def _finish(
         axes.set_yscale(panel.scale)
         if panel.scale == "log":
             low, high = axes.get_ylim()
-            high = min(high, max(AXIS_END * values.median(), low))
+            if panel.name == "turn":  # at most 2, with error bars that may go down to 0
+                low = max(low, LEAST_TURN / 1.5)
+            else:
+                high = min(high, max(AXIS_END * values.median(), low))
             axes.set_ylim(low, high)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -230,6 +233,6 @@ def _finish(
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     what = "the guide's logits" if shown["wrt"].iloc[0] == "logits" else "all parameters"
     errors = any(shown.get(f"{panel.name}_se", pd.Series(dtype=float)).notna().any() for panel in panels)
-    note = f"gradient with respect to {what}; G: exact{'; bars: standard error' if errors else ''}"
+    note = f"gradient with respect to {what}{'; bars: standard error' if errors else ''}"
     note += "" if dashes else "; t: temperature"
     figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)

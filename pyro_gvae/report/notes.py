@@ -1,6 +1,6 @@
 """Notes on curves: where they begin if that is below the axis, and the names of the stages of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +85,41 @@ def _crossing(curve: np.ndarray, level: float) -> list[float]:
     return [float(np.interp(level, y[two], x[two]))]
 
 
+def label_marks(axes: Axes, marks: Mapping[str, float], *, height: float, color: str) -> None:
+    """Write what the marks of the row at 0 mean beside each other above them, each with a line to its mark.
+
+    Args:
+        axes: a panel with its limits and the names of its rows.
+        marks: what each mark means, and its place.
+        height: how far above the row, in its units.
+        color: the colour of the words.
+    """
+    low, high = axes.get_xlim()
+    ordered = sorted(marks, key=lambda text: marks[text])
+    names = max(len(label.get_text()) for label in axes.get_yticklabels())
+    widths = [_share_of_width(axes, f"{text}  ", margin=0.4 + LETTER * names) for text in ordered]
+    lefts, end = [], 0.0
+    for text, width in zip(ordered, widths, strict=True):
+        lefts.append(max((marks[text] - low) / (high - low) - width / 2, end))
+        end = lefts[-1] + width
+    end = 1.0
+    for number in reversed(range(len(lefts))):  # back into the panel
+        lefts[number] = max(0.0, min(lefts[number], end - widths[number]))
+        end = lefts[number]
+    for text, left, width in zip(ordered, lefts, widths, strict=True):
+        axes.annotate(
+            text,
+            (marks[text], 0.0),
+            (left + width / 2, -height),
+            textcoords=axes.get_yaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=SMALL_PRINT["fontsize"],
+            color=color,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkA": 0, "shrinkB": 7, "relpos": (0.5, 0)},
+        )
+
+
 def name_stages(axes: Axes, stages: Sequence[Span]) -> None:
     """Write the names of stages above a panel, each from its first step, or up to its last if it is short.
 
@@ -116,8 +151,8 @@ def name_stages(axes: Axes, stages: Sequence[Span]) -> None:
         )
 
 
-def _share_of_width(axes: Axes, text: str, columns: int = 1) -> float:
-    """Estimate the width of small print as a share of the width of its panel."""
+def _share_of_width(axes: Axes, text: str, columns: int = 1, *, margin: float = LABELS) -> float:
+    """Estimate the width of small print as a share of the width of its panel, beside labels of `margin` inches."""
     figure = axes.get_figure(root=True)
     assert figure is not None  # axes of a figure
-    return LETTER * len(text) / ((figure.get_figwidth() - LABELS) / columns)
+    return LETTER * len(text) / ((figure.get_figwidth() - margin) / columns)

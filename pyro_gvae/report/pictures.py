@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -64,29 +65,42 @@ def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tu
 
 
 @in_house_style
-def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Draw how much each category of each latent is used, with the perplexity of each latent.
+def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
+    """Draw how much each category of each latent is used, what it looks like, and the perplexity of each latent.
 
     Categories have no order, so each row is sorted by use. Colours show K times the share of the data: at 1, a category
     is used as often as in uniform use; the colours of less and more use differ. The bars show the perplexity exp(H) of
     each row: from 1 (only one category) to K (all categories equally).
 
     Args:
-        cells: Label to the array `code_usage` (N, K), rows that sum to 1.
+        cells: Label to the arrays `code_usage` (N, K), rows that sum to 1, and perhaps `category_pictures` (N, K, D),
+            in [0, 255]; see :func:`~pyro_gvae.report.tiles.category_pictures`.
+        image_shape: Height and width, with product D.
 
     Returns:
         One heat map for each label, on one colour scale, with the perplexities as bars.
     """
     latents, categories = next(iter(cells.values()))["code_usage"].shape
     titles, more = wrapped(list(cells), 4.5)  # of 5 inches, beside the colour scale
-    size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)) + more)
+    row = _Row.of(categories, image_shape if has_category_pictures(cells) else None)
+    size = (5.0, row.height_of(latents) + more - (0.0 if not row.columns else _untitled(titles)))
     figure, panels = panel_grid(len(cells), columns=min(2, len(cells)), size=size)
     most = max(2.0, *(float(categories * arrays["code_usage"].max()) for arrays in cells.values()))
     norm = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=most)
     for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         usage = arrays["code_usage"]
-        image = axes.imshow(categories * -np.sort(-usage, axis=1), aspect="auto", cmap="PuOr", norm=norm)
+        order = np.argsort(-usage, axis=1, kind="stable")
+        for latent in range(latents):
+            top, left, right = latent - 0.5, -0.5, categories - 0.5
+            uses = categories * usage[latent, order[latent]]
+            place = (left, right, top + row.share, top)
+            image = axes.imshow(uses[np.newaxis], aspect="auto", cmap="PuOr", norm=norm, extent=place)
+            if row.columns:
+                shown = row.pictures(arrays["category_pictures"][latent, order[latent]], image_shape)
+                place = (left, right, top + 0.97, top + row.share)
+                axes.imshow(shown, aspect="auto", cmap="gray_r", vmin=0, vmax=255, interpolation="none", extent=place)
         axes.set(title=title, xlabel="category, most used first", ylabel="latent")
+        axes.set(xlim=(-0.5, categories - 0.5), ylim=(latents - 0.5, -0.5))
         axes.grid(visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
@@ -95,6 +109,53 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     ticks = [0, 1, round(most, 1)]
     figure.colorbar(image, ax=panels, label="K x share", shrink=0.8, aspect=30, ticks=ticks)
     return figure
+
+
+def has_category_pictures(cells: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+    """Return whether each of several models has pictures of its categories, which older folders lack."""
+    return bool(cells) and all("category_pictures" in arrays for arrays in cells.values())
+
+
+#: Inches: all categories of a latent; a latent's use, alone and above pictures; the highest picture.
+WIDTH, ALONE, ABOVE, HIGHEST = 2.7, 0.28, 0.13, 0.5
+
+
+class _Row(NamedTuple):
+    """The place of a latent in a heat map: its use above, and pictures of its categories below.
+
+    Args:
+        height: inches.
+        share: the part of the height that its use takes.
+        columns: pixels of a category's place, in which its picture stands in the middle; 0 without pictures.
+    """
+
+    height: float
+    share: float
+    columns: int
+
+    @classmethod
+    def of(cls, categories: int, image_shape: tuple[int, int] | None) -> "_Row":
+        """Return the place of each latent, with pictures of that shape or without."""
+        if image_shape is None:
+            return cls(ALONE, 1.0, 0)
+        (height, width), each = image_shape, WIDTH / categories
+        high = min(each * height / (width + 1), HIGHEST)
+        total = (ABOVE + high) / 0.97
+        return cls(total, ABOVE / total, max(width + 1, round(height * each / high)))
+
+    def height_of(self, latents: int) -> float:
+        """Return the height of a panel in inches."""
+        if not self.columns:
+            return float(np.clip(1.0 + self.height * latents, 2.2, 7.0))
+        return max(1.6, 0.67 + self.height * latents)  # whatever it is, so that pictures keep their shape
+
+    def pictures(self, images: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
+        """Put images (K, D) beside each other, with NaN between them."""
+        height, width = image_shape
+        canvas = np.full((len(images), height, self.columns), np.nan)
+        start = (self.columns - width) // 2
+        canvas[:, :, start : start + width] = images.reshape(-1, height, width)
+        return canvas.swapaxes(0, 1).reshape(height, -1)
 
 
 def _untitled(titles: Sequence[str]) -> float:

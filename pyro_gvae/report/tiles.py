@@ -1,7 +1,7 @@
 """The codes of a model as N rows of K tiles, which is how a page shows them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..models.gaussian_mixture_vae import GaussianMixtureVAE
 from ..models.hidden_markov_model import HiddenMarkovModel
 from ..models.joint_vae import JointVAE
 from ..models.semi_supervised_vae import SemiSupervisedVAE
+from ..programs.modes import judging
 
 
 class Tiles(NamedTuple):
@@ -71,6 +72,44 @@ def tiles(vae: VAE) -> Tiles:
         "Expected a run of the model 'categorical', 'bernoulli' or 'hierarchical', whose code is a row of tiles for "
         f"each latent, but found a {type(vae).__name__}, {reason}. Try pyro-gvae report, encode or reconstruct."
     )
+
+
+#: Data whose codes are changed for the pictures of categories, and the most numbers of all pictures.
+NUM_CHANGED, MOST_NUMBERS = 100, 2**19
+
+
+@judging
+@torch.no_grad()
+def category_pictures(vae: VAE, x: Any) -> Tensor | None:
+    """Return what each category of each latent looks like: the decoder's mean for codes with that latent changed to it.
+
+    Args:
+        vae: a model.
+        x: data (B, D), whose most probable codes are changed, one latent at a time; the result is a mean over them.
+
+    Returns:
+        Pixels in [0, 1], as bytes, (N, K, D), or None if pictures do not depend on N one-hots alone, or would be large.
+
+    Example:
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> category_pictures(vae, torch.ones(4, 6)).shape
+        torch.Size([2, 3, 6])
+    """
+    try:
+        code = tiles(vae)
+    except ValueError:
+        return None
+    if code.num_latents * code.num_categories * vae.data_dim > MOST_NUMBERS:
+        return None
+    one_hots = torch.eye(code.num_categories, device=x.device)
+    codes = one_hots[code.guide(x).argmax(-1)].to(code.log_prior.dtype)  # (B, N, K)
+    rows = []
+    for latent in range(code.num_latents):
+        changed = codes.repeat(code.num_categories, 1, 1, 1)  # (K, B, N, K)
+        changed[:, :, latent] = one_hots.unsqueeze(1)
+        means = [vae.observation(code.decoder(own)).mean.mean(0) for own in changed]
+        rows.append(vae.observation.to_pixels(torch.stack(means)))
+    return (255 * torch.stack(rows)).round().clamp(0, 255).byte()
 
 
 def _of_bits(logits: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from . import pictures
 from .pages import embedded, link_to_explorer, printable, write_page
 from .settings import defaults_of, documentation, files_beside, sort_settings
 from .style import save_figure
+from .tiles import NUM_CHANGED, category_pictures
 from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
 from .verdicts import Baseline, training_finding, training_remarks
 
@@ -92,6 +93,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
             written,
             seconds=float(metrics["seconds"].iloc[-1]),
         ),
+        category_pictures="category_pictures" in arrays,
         command=commands_of(written),
         last=metrics.iloc[-1].to_dict(),
         stages=stages,
@@ -206,12 +208,14 @@ def _arrays(trained: Trained, config: TrainConfig | None) -> dict[str, Tensor]:
     with own_randomness(0), torch.no_grad():
         rows: Any = shown(vae, data)
         log_q = digits_of(guide_log_probs(vae, rows))
-        return pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
+        arrays = pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
+        found = None if data.columns is not None else category_pictures(vae, shown(vae, data, NUM_CHANGED))
+        return arrays if found is None else arrays | {"category_pictures": found}
 
 
 def _draw(arrays: dict[str, Tensor], data: AnyDataset) -> dict[str, Figure]:
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
-    usage = {"code-usage": pictures.code_usage(cells)}
+    usage = {"code-usage": pictures.code_usage(cells, data.image_shape)}
     if data.columns is not None:  # tables have no pictures
         return usage
     return {

@@ -142,6 +142,7 @@ def _can_be_drawn(arrays: dict[str, np.ndarray], image_shape: list[int]) -> bool
         return False
     usage, inputs = arrays["code_usage"], arrays["inputs"]
     images = [arrays[name] for name in PICTURED - {"code_usage"}]
+    of_categories = arrays.get("category_pictures")  # older folders lack them
     return (
         all(image.dtype.kind == "f" and image.shape[1] == math.prod(image_shape) for image in images)
         and all(1 <= len(image) <= MOST_IMAGES for image in images)
@@ -149,6 +150,10 @@ def _can_be_drawn(arrays: dict[str, np.ndarray], image_shape: list[int]) -> bool
         and usage.dtype.kind == "f"
         and usage.size > 0
         and bool((usage >= 0).all() and np.isfinite(usage).all())
+        and (
+            of_categories is None
+            or (of_categories.dtype == np.uint8 and of_categories.shape == (*usage.shape, math.prod(image_shape)))
+        )
     )
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,3 +65,13 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert any("dist.Bernoulli" in "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
     options = (tmp_path / "html" / "reference" / "command_line.html").read_text(encoding="utf-8")
     assert all(f'id="cmdoption-pyro-gvae-{name}-' in options for name in COMMANDS)
+    for page in (tmp_path / "html").rglob("*.html"):
+        assert not re.findall(r'<img alt="[./]*_images', text_of(page)), f"{page.name}: a figure without words"
+    for page in (tmp_path / "html" / "_modules").rglob("*.html"):
+        for target, anchor in re.findall(r'class="viewcode-back" href="([^"#]+)#([^"]+)"', text_of(page)):
+            assert f'id="{anchor}"' in text_of(page.parent / target), f"{page.name}: {anchor}"
+
+
+@cache
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")

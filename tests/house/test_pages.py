@@ -22,7 +22,7 @@ RUN = [page for page in PAGES if "file_format: mystnb" in page.read_text(encodin
 def visible_cells(text: str) -> list[str]:
     """Return the code that a reader sees or can unfold, without IPython's magic lines."""
     cells = [cell for cell in CELL.findall(text) if not re.search(r"^:tags:.*remove-(input|cell)", cell, re.MULTILINE)]
-    return [re.sub(r"^(:tags:|%).*$", "", cell, flags=re.MULTILINE) for cell in cells]
+    return [re.sub(r"^(:\w+:|%).*$", "", cell, flags=re.MULTILINE) for cell in cells]
 
 
 def undefined(cells: list[str]) -> set[str]:
@@ -54,6 +54,12 @@ def name_of(page: Path) -> str:
 def test_the_visible_cells_define_every_name_that_they_use(page: Path) -> None:
     """Readers could not retype a page with hidden imports."""
     assert not undefined(visible_cells(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_every_figure_that_a_cell_draws_has_words_for_those_who_cannot_see_it(page: Path) -> None:
+    cells = CELL.findall(page.read_text(encoding="utf-8"))
+    assert all('{alt: "' in cell for cell in cells if "plt.subplots(" in cell)
 
 
 def test_a_hidden_import_is_found() -> None:

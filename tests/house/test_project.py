@@ -1,6 +1,7 @@
 """Project files agree with the code: one version, tested Pythons, and workflows that only call the Makefile."""
 
 import re
+import subprocess
 import tomllib
 from importlib.metadata import version
 from itertools import chain
@@ -77,6 +78,21 @@ def test_a_workflow_runs_targets_of_the_makefile_and_nothing_else(name: str) -> 
         first, *words = command.replace("${{ matrix.target }}", "").split()
         assert first == "make"
         check(["make", *words])
+
+
+def test_benchmarks_replace_tracked_files_only_if_asked() -> None:
+    def runs(*words: str) -> list[str]:
+        said = subprocess.run(["make", "-n", "bench", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return re.findall(r"experiments/speed\.py (.*)", said.stdout)
+
+    assert len(runs()) == len(runs("RECORD=1")) == 3
+    for run in runs():
+        name, *options = run.split()
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        script = (ROOT / "experiments" / f"speed_{name}.py").read_text(encoding="utf-8")
+        assert given.pop("--results") == f"build/bench/speed_{name}.json"
+        assert given == ({"--figures": "build/bench"} if "docs/figures" in script else {})
+    assert not any("--" in run for run in runs("RECORD=1"))
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

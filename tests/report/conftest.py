@@ -31,7 +31,7 @@ def opened() -> Iterator[Opened]:
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
             page.goto(path.as_uri())
-            page.wait_for_function("document.body.dataset.ready === 'true'")
+            page.wait_for_function("document.body.dataset.ready === 'true' || !document.getElementById('payload')")
             yield page
             page.close()
             assert asked == [path.as_uri()] and said == []

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,7 @@ def _make_cell(run: Path, name: str, seed: int, index: int) -> None:
             "reconstructions_end": 0.8 * digits[:10] + 0.15 * noise.random((10, 64), np.float32),
             "samples": digits[100 + 16 * seed : 116 + 16 * seed],
             "code_usage": usage,
+            "category_pictures": noise.integers(0, 256, (4, 8, 64), np.uint8),
         },
         path,
     )
@@ -292,13 +294,15 @@ def test_run_with_the_first_evaluation_only(run: Path) -> None:
     assert "There is no finding yet" in words(run)
 
 
-@pytest.mark.parametrize("damage", ["absent", "junk", "lacking"])
+@pytest.mark.parametrize("damage", ["absent", "junk", "lacking", "misshapen"])
 def test_pictures_come_from_the_next_seed_when_a_file_is_bad(run: Path, damage: str) -> None:
     path = cell_folder(run, "exact", 0) / PICTURES
     if damage == "absent":
         path.unlink()
     elif damage == "junk":
         path.write_bytes(b"not a safetensors file")
+    elif damage == "misshapen":
+        save_file(load_file(path) | {"category_pictures": np.zeros((4, 8, 63), np.uint8)}, path)
     else:
         save_file({"inputs": np.zeros((1, 64), np.float32)}, path)
     contents = read_run(run)
@@ -482,7 +486,7 @@ def draw_all(run: Path) -> dict[str, Figure]:
         "gap": plots.training_gap(contents.metrics, styles),
         "reconstructions": pictures.reconstructions(contents.pictures, (8, 8)),
         "samples": pictures.prior_samples(contents.pictures, (8, 8)),
-        "usage": pictures.code_usage(contents.pictures),
+        "usage": pictures.code_usage(contents.pictures, (8, 8)),
     }
 
 
@@ -524,6 +528,20 @@ def test_nothing_overlaps(tmp_path: Path, names: tuple[str, ...], seeds: int) ->
         for index, title in enumerate(titles(figure)):
             assert title.x1 <= figure.bbox.x1 + 1, name
             assert not any(Bbox.intersection(title, other) for other in titles(figure)[index + 1 :]), name
+
+
+@pytest.mark.parametrize("first", ["gumbel-softmax", "exact"])
+def test_words_say_what_the_marks_of_the_first_row_mean_and_do_not_touch(whole: Path, first: str) -> None:
+    summary = summarize(read_run(whole).final).sort_index(key=lambda names: names != first)
+    figure = plots.final_values(summary, style.estimator_styles(list(summary.index)))
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    words = sorted(axes.texts, key=lambda text: text.get_window_extent().x0)
+    values = summary.loc[first, ["test_objective", "test_elbo", "test_log_evidence"]]
+    assert [text.xy for text in words] == [(value, 0.0) for value in sorted(values)]
+    whole_panel, boxes = axes.get_window_extent(), [Text.get_window_extent(text) for text in words]
+    assert boxes[0].x0 >= whole_panel.x0 and boxes[-1].x1 <= whole_panel.x1
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_curves_say_what_and_in_which_unit(figures: dict[str, Figure]) -> None:
@@ -605,13 +623,20 @@ def test_an_absent_estimator_keeps_its_colour(run: Path) -> None:
     assert {line.get_color() for line in curves.lines if len(line.get_xdata())} == {style.PALETTE[1]}
 
 
-def test_perplexity_stands_beside_each_latent(whole: Path, figures: dict[str, Figure]) -> None:
+def test_perplexity_stands_beside_each_latent_and_pictures_below_its_categories(
+    whole: Path, figures: dict[str, Figure]
+) -> None:
     heatmap = figures["usage"].axes[0]
-    usage = load_file(cell_folder(whole, "gumbel-softmax", 0) / PICTURES)["code_usage"]
-    shown = heatmap.images[0].get_array()
-    np.testing.assert_allclose(np.sort(shown, axis=1), 8 * np.sort(usage, axis=1))  # 1 in uniform use
-    assert heatmap.images[0].norm(1.0) == 0.5
-    assert (np.diff(shown, axis=1) <= 0).all()
+    arrays = load_file(cell_folder(whole, "gumbel-softmax", 0) / PICTURES)
+    usage = arrays["code_usage"]
+    shown, below = heatmap.images[::2], heatmap.images[1::2]
+    for row, use, strip, images in zip(usage, arrays["category_pictures"], shown, below, strict=True):
+        order = np.argsort(-row)
+        np.testing.assert_allclose(strip.get_array(), [8 * row[order]])  # 1 in uniform use
+        drawn = images.get_array().reshape(8, 8, 9)[:, :, :8].swapaxes(0, 1)  # a column between them
+        np.testing.assert_array_equal(drawn, use[order].reshape(8, 8, 8))
+        assert strip.get_extent()[2] == images.get_extent()[3]  # directly below
+    assert shown[0].norm(1.0) == 0.5
     expected = [f"{np.exp(-(row * np.log(row)).sum()):.1f}" for row in usage]
     assert [text.get_text() for text in heatmap.child_axes[0].texts] == expected
 

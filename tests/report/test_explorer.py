@@ -4,7 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +369,50 @@ def test_a_drawn_datum_does_not_go_to_a_model_without_an_encoder(opened: Opened,
         assert page.inner_text("#temperature-value") == "0.67"  # the model's own
 
 
-def test_large_networks_are_rounded_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def certain_model(scale: float) -> tuple[CategoricalVAE, CategoricalVAE]:
+    """Return a model whose encoder is certain of one code, and the same with matrices in half precision.
+
+    The layers of its decoder are scaled by `scale` and its inverse, which changes no number of the exact model.
+    """
+    vae = model()
+    with torch.no_grad():
+        for weight in vae.encoder[-2].parameters():
+            weight.mul_(1000)
+        for layer, factor in ((vae.decoder[-3], scale), (vae.decoder[-1], 1 / scale)):
+            layer.weight.mul_(factor)
+        vae.decoder[-3].bias.mul_(scale)
+        rounded = copy.deepcopy(vae)
+        for layer in (*rounded.encoder, *rounded.decoder):
+            if isinstance(layer, nn.Linear):
+                layer.weight.copy_(layer.weight.clamp(-65504, 65504).half())
+    return vae, rounded
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_large_networks_are_rounded_and_a_page_says_what_that_changes(
+    is_bad: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pyro_gvae.report.explorer.MOST_BYTES", 1000)
-    path = explorer([Shown("m", model())], images(), (H, W), title="t", path=tmp_path / "page.html")
-    assert "rounded to half precision" in path.read_text()
+    vae, rounded = certain_model(1e-6 if is_bad else 1.0)
+    before, x = copy.deepcopy(vae.state_dict()), images()
+    change = (exact.elbo(rounded, x.double()) - exact.elbo(vae, x.double())).abs().max().item()
+    assert is_bad == (change > 0.05)
+    warns = pytest.warns(RuntimeWarning, match="changes the ELBO of a datum under m by up to")
+    with warns if is_bad else nullcontext():
+        page = explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html").read_text()
+    [described] = json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])["models"]
+    assert described["rounding"] == pytest.approx(change, rel=1e-4)
+    assert f"by up to {change:.2g} nats" in page and ("pyro-gvae evaluate" in page) == is_bad
+    assert all(torch.equal(weight, before[name]) for name, weight in vae.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_page_of_rounded_weights_computes_with_them(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_gvae.report.explorer.MOST_BYTES", 1000)
+    vae, rounded = certain_model(1e-6)
+    with pytest.warns(RuntimeWarning, match="half precision"):
+        path = explorer([Shown("m", vae)], images(), (H, W), title="t", path=tmp_path / "page.html")
+    with opened(path) as page:
+        assert_shown(page, rounded, images()[0])

@@ -1,5 +1,10 @@
 """Pages of measurements: their findings agree with the numbers, and names stay unchanged."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -27,18 +32,33 @@ def gradients() -> pd.DataFrame:
     return pd.DataFrame([shared | row for row in rows])
 
 
+def report_of(measured: pd.DataFrame, folder: Path) -> Path:
+    write_json(folder / "config.json", {"dataset": "digits", "command": "pyro-gvae gradients"})
+    return write_gradients_report(folder, measured.assign(cosine=0.0, snr=0.0, mse=0.0, progress=0.0))
+
+
+@pytest.mark.slow
+def test_on_a_phone_figures_and_tables_are_read_by_scrolling_up_to_their_ends(
+    opened: Callable[[Path], AbstractContextManager[Any]], tmp_path: Path
+) -> None:
+    with opened(report_of(gradients(), tmp_path)) as page:
+        page.set_viewport_size({"width": 375, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") == 375
+        for scroll in page.locator(".scroll").all():
+            scroll.evaluate("box => box.scrollLeft = 9999")
+            shown, whole = scroll.bounding_box(), scroll.locator("> *").bounding_box()
+            assert whole["width"] > 700  # 46 rem: letters are as large as on a desk
+            assert whole["x"] + whole["width"] <= shown["x"] + shown["width"] - 35  # left of the fade
+
+
 def test_gradients_are_judged_late_in_training_and_by_error_in_equal_time(tmp_path):
     assert gradients_finding(gradients()) == (
         "After 3 epochs of gumbel-softmax, <b>reinforce-loo</b> has the smallest squared error in the time of one "
         "exact gradient, 0.25 of its squared norm, and a bias of 0 of its norm."
     )
-    write_json(tmp_path / "config.json", {"dataset": "digits", "command": "pyro-gvae gradients"})
     missing = dict.fromkeys(("relative_bias", "relative_std", "mse_at_budget"), float("nan"))
     refused = gradients().iloc[:1].assign(estimator="disarm", refused="Expected K=2.", **missing)
-    measured = pd.concat([gradients(), refused]).reset_index(drop=True)
-    for name in ("cosine", "snr", "mse", "progress"):
-        measured[name] = measured.get(name, 0.0)
-    page = write_gradients_report(tmp_path, measured).read_text()
+    page = report_of(pd.concat([gradients(), refused]).reset_index(drop=True), tmp_path).read_text()
     assert "<td>gumbel-softmax</td>" in page and "disarm: Expected K=2." in page
     assert page.count("<figure") == 2 and "<pre>pyro-gvae gradients</pre>" in page
 
@@ -51,6 +71,9 @@ def test_directions_near_the_right_one_are_told_apart():
         float(line.get_ydata()[0]) for panel in found.axes if panel.get_yscale() == "log" for line in panel.lines
     }
     assert axes.get_yscale() == "log" and {round(height, 4) for height in heights} >= {0.1, 0.01, LEAST_TURN}
+    most_right = draw_against_temperature(gradients().assign(cosine=[0.1, 1.0, 1.0, 1.0, 1.0]))
+    axes = next(axes for axes in most_right.axes if axes.get_ylabel().startswith("1 − cosine"))
+    assert axes.get_ylim()[1] > 0.9  # although most are at the bottom
 
 
 @pytest.mark.parametrize("measured", [True, False])
