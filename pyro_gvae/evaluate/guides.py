@@ -1,6 +1,5 @@
 """Compute a guide's probability of each category, its entropies, and the KL of each latent, for given data."""
 
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from ..exact.plan import make_plan
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
 from ..programs.factors import Layout, Reading, coupling_of
-from ..programs.joint import Guide, read_both, read_guide_once
+from ..programs.joint import Guide, add, read_both, read_guide_once
 from ..programs.kls import closed_sites
 from ..programs.look import look
 from ..programs.modes import judging
@@ -198,7 +197,7 @@ def _all_codes(runs: Runs, layout: Layout, max_memory: float | None) -> Iterator
     for numbers in plan.numbers():
         for both in read_both(runs, layout, guide, plan.codes(numbers)):
             q = Reading(guide.sites | both.q.sites, {}, {})
-            log_q = functools.reduce(torch.add, [site.score(both.codes) for site in q.sites.values()])
+            log_q = add(site.score(both.codes) for site in q.sites.values())
             yield _Weighted(both.codes, plan.weights(log_q).expand(-1, layout.batch_size), q, both.p)
 
 
@@ -229,7 +228,7 @@ def _expected(
         for key, value in _terms(one, guide, prior):
             totals[key] = totals[key] + value
         if is_kept:
-            table.append(functools.reduce(torch.add, [site.score(one.codes) for site in one.q.sites.values()]))
+            table.append(add(site.score(one.codes) for site in one.q.sites.values()))
     log_probs, entropies, kls = {}, {}, {}
     for name in (latent.name for latent in layout.space.latents):
         if name in guide:

@@ -275,7 +275,8 @@ def _read(fn: Any, kind: Kind) -> Discrete:
         natural = logits_of_counts(fn)
         return Discrete(kind, natural, 0, None, None, natural.dtype)
     own_dims = len(fn.event_shape) - (kind is Kind.ONE_HOT)
-    dtype = torch.long if kind is Kind.INTEGER else getattr(fn, "sample_dtype", fn.logits.dtype)
+    is_long = kind is Kind.INTEGER and not isinstance(fn, Counts)
+    dtype = torch.long if is_long else getattr(fn, "sample_dtype", fn.logits.dtype)
     return Discrete(kind, fn.logits, own_dims, getattr(fn, "temperature", None), None, dtype)
 
 
