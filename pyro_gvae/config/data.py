@@ -25,7 +25,7 @@ class DataConfig:
             .npz, where arrays of two dimensions are tables and of three are grey images; or a folder of images, whose
             subfolders are labels. A .npz file with arrays train and test has a split of its own.
         columns: Kinds of the columns of a table, where the guess is wrong: age=real,sex=binary,name=ignore. Kinds are
-            binary, categorical, real, positive and count; the column * stands for all without a kind of their own.
+            binary, categorical, real, positive, count and word (a bag of words); the column * stands for all others.
         labels: The column of a table with the labels of some or all rows; it is not modelled.
         labelled_share: Share of the training labels of each class that semi-supervised learns from, chosen by
             `--split-seed`; the other labels are hidden.
