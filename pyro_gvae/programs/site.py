@@ -65,7 +65,7 @@ class Site(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        """The latent's weight for each datum: scale times mask, divided among data that share it.
+        """The weight of the latent for each datum, which is scale times mask, divided among data that share it.
 
         Its shape is (B,), or (s, B) if scale or mask depend on the codes of other latents.
         """
