@@ -119,6 +119,22 @@ def masked_guide(x):
             pyro.sample("b", one_hot(linear(3, x)))
 
 
+def half_masked_model(x):
+    """A normal that counts only where a bit is 1."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", bit(weights(1)[0]))
+        with poutine.mask(mask=a > 0.5):
+            z = pyro.sample("z", normal(weights(L)))
+        observe(a.unsqueeze(-1), 2 * a.unsqueeze(-1) * z, obs=x)
+
+
+def half_masked_guide(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", bit(linear(1, x)[..., 0]))
+        with poutine.mask(mask=a > 0.5):
+            pyro.sample("z", normal(linear(L, x)))
+
+
 def gmvae_model(x):
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", one_hot(weights(3)))
@@ -274,6 +290,7 @@ PROGRAMS = {
     "bits": of_digits(bits_model, bits_guide, crosses=True),
     "integers beside bits": Program(pairs.bits_model, pairs.bits_guide, crosses=True),
     "a code that a bit masks": Program(masked_model, masked_guide),
+    "a normal that a bit masks": Program(half_masked_model, half_masked_guide),
     "two layers, bottom-up": Program(pairs.two_layers_model, pairs.bottom_up_guide, crosses=True),
     "two layers, top-down": Program(pairs.two_layers_model, pairs.top_down_guide),
     "GMVAE": Program(gmvae_model, pairs.m2_guide),
@@ -421,6 +438,12 @@ REASONS = (
         "With crossed plates, the codes of all rows and columns depend on each other, so no sum over some of them can "
         "be taken before the others.",
         lambda column, name: column.name in OF_EVIDENCE and not PROGRAMS[name].is_nested,
+    ),
+    Reason(
+        "control variate of soft codes must not jump",
+        "A mask or scale that depends on a code jumps somewhere between soft codes, where a control variate must be "
+        "continuous: otherwise the derivative of its mean is not the mean of its derivative.",
+        lambda column, name: column.name in ("rebar", "relax") and "masks" in name,
     ),
     Reason(
         "share one scale",

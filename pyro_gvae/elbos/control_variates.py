@@ -141,7 +141,9 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     control.fit_to(target.layout)
     base = target.drawn(num_particles, by_gumbel_noise)
     q, rows = base.q, (num_particles, target.layout.batch_size)
-    log_joint = target.read(base.values).log_prob(base.codes).expand(rows)  # (P, B)
+    model = target.read(base.values)
+    check_continuous(q, model)
+    log_joint = model.log_prob(base.codes).expand(rows)  # (P, B)
     entropy = sum((site.entropy() for site in q.sites.values()), log_joint.new_zeros(1))  # (B,) or (P, B)
     bound = (log_joint - q.log_prob(base.codes, base.codes) + entropy).mean(0)  # (B,)
     paths = (log_joint - q.log_prob(base.codes, base.without_path) + entropy).mean(0)
@@ -192,6 +194,7 @@ class ControlledGradient(SiteGradient):
     def forward(self, rows: Rows, name: str) -> SiteEstimate:
         control, base, target, site = self.control, rows.base, rows.target, rows.base.q.sites[name]
         control.fit_to(target.layout)
+        check_continuous(base.q, rows.model)
         log_probs, codes = site.rows(), base.codes[name]  # (R or 1, B, N, K)
         probs = log_probs.detach().exp()
         perturbed = relative_perturbed_logits(log_probs.detach(), base.noise[name]).requires_grad_()  # (R, B, N, K)
@@ -218,6 +221,24 @@ class ControlledGradient(SiteGradient):
 def _soft_cost(target: Target, name: str, relaxed: Sample, learned: Tensor) -> Tensor:
     """Return the cost of a soft sample (P or 1, B or 1), for the latent with this name."""
     return target.read(relaxed.values).log_prob(relaxed.codes) + later_terms(relaxed, name) + learned
+
+
+def check_continuous(*readings: Reading) -> None:
+    """Refuse programs in which the weight of a statement depends on codes.
+
+    Such a scale or mask jumps somewhere between soft codes, and so does c(z). The derivative of its mean would then
+    not be the mean of its derivative, and the gradient would be biased.
+
+    Raises:
+        ValueError: if there is such a statement.
+    """
+    for reading in readings:
+        for name, one in (reading.sites | reading.factors).items():
+            if one.weight_depends:
+                raise ValueError(
+                    "Expected scales and masks that do not depend on codes, since a control variate of soft codes must "
+                    f"not jump, but found one at '{name}'. Try reinforce-loo or disarm-iw, which relax nothing."
+                )
 
 
 def check_relaxable(latents: Iterable[Latent]) -> None:

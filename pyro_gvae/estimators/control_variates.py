@@ -14,7 +14,7 @@ def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
     c(z~)), b = argmax z, z~ ~ p(z | b), c(z) = f(softmax(z / t)) (Tucker et al. 2017, arXiv 1703.07370, eq. 7): 1 + M
     decoder calls for M discrete latents. A second derivative of the model trains eta and t to lower the variance.
     *Requires* one-hots or bits (integers have no relaxation), and networks that take points of the simplex and can be
-    differentiated twice. *Bias*: none.
+    differentiated twice, in a program without a mask or scale that depends on a code. *Bias*: none.
 
     Args:
         temperature: the initial t.
@@ -48,7 +48,7 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
     *Approximates* the ELBO of the discrete model. *With* the gradient of `rebar`, where c(z) = f(softmax(z / t)) +
     r(softmax(z / t)); eta, t and the network r are trained to lower the variance (Grathwohl et al. 2018, arXiv
     1711.00123). *Requires* one-hots or bits (integers have no relaxation), and networks that take points of the simplex
-    and can be differentiated twice. *Bias*: none.
+    and can be differentiated twice, in a program without a mask or scale that depends on a code. *Bias*: none.
 
     Args:
         temperature: the initial t.

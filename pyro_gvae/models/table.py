@@ -156,7 +156,7 @@ class TableObservation(Observation):
         return TableRow(natural, blocks)
 
     def log_means(self) -> Tensor:
-        """Return the logarithms of typical counts, of the count columns and then of the words."""
+        """Return the logarithms of typical counts (C,), of the count columns and then of the words."""
         return torch.cat([self._buffer("_count_centres"), self._buffer("_word_log_means")])
 
     @override

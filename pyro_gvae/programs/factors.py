@@ -29,6 +29,7 @@ class Factor(NamedTuple):
     weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
     fn: Any  # the distribution
     value: Tensor  # what was drawn or observed
+    weight_depends: bool  # whether its scale or its mask depends on the codes
 
     @property
     def is_scored(self) -> bool:

@@ -111,7 +111,7 @@ def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Laten
 
 
 def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor, Tensor]]:
-    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and its weights (B,) or (s, B)."""
+    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and its weights (B,) or (s or 1, B)."""
     for name, site in q.sites.items():
         ratio = site.digit_scores(codes) - p.sites[name].digit_scores(codes)  # (s, B or 1, N)
         if p.sites[name].prior is not None:
@@ -119,7 +119,7 @@ def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor,
         yield name, ratio * site.weight.unsqueeze(-1), site.weight
     for name, factor in q.factors.items():
         if name in p.factors:
-            weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))[0]
+            weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))
             yield name, (factor.log_prob - p.factors[name].log_prob).unsqueeze(-1), weight
 
 

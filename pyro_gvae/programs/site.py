@@ -32,6 +32,12 @@ class Site(NamedTuple):
         return self.log_probs.dim() == 4
 
     @property
+    def weight_depends(self) -> bool:
+        """Whether its scale or its mask depends on the codes of other latents."""
+        own = len(self.batch_shape)
+        return any(isinstance(values, Tensor) and values.dim() > own for values in (self.scale, self.mask))
+
+    @property
     def share(self) -> float:
         """The fraction of the latent that counts for each datum, less than 1 if several data share it."""
         return self.own_shape.numel() / self.batch_shape.numel()

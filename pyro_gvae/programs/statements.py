@@ -291,4 +291,5 @@ def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor
         weigh=lambda values: divided(scale_and_mask(values, msg["scale"], msg["mask"])),
         fn=msg["fn"],
         value=msg["value"],
+        weight_depends=any(_rows_of(values, layout) for values in (msg["scale"], msg["mask"])),
     )

@@ -35,6 +35,16 @@ def test_kls_and_the_use_of_categories_are_those_of_data_that_have_the_latent():
     assert (kl > 10 * error[0]).all()  # the control: 0 would fail
 
 
+@torch.no_grad()
+def test_the_kl_of_a_continuous_latent_counts_where_it_is_there():
+    pyro.set_rng_seed(0)
+    runs = bind_pair(PROGRAMS["a normal that a bit masks"].pair, DATA)
+    there = linear(1, DATA)[..., 0].sigmoid().sum()
+    torch.testing.assert_close(summed_kls(runs, lay_out(runs))["z"].weight, there)
+    weights_of_z = torch.stack([drawn_kls(runs, lay_out_draws(runs), 50)["z"].weight for _ in range(50)])
+    assert (weights_of_z.mean() - there).abs() < 5 * weights_of_z.std() / 50**0.5
+
+
 @pytest.mark.filterwarnings("ignore:Expected programs that accept codes:UserWarning")
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("name", ["exact", "reinforce-loo", "reinforce-wor", "top-c"])
