@@ -88,7 +88,8 @@ def category_pictures(vae: VAE, x: Any) -> Tensor | None:
         x: data (B, D), whose most probable codes are changed, one latent at a time; the result is a mean over them.
 
     Returns:
-        Grey pixels as bytes, from 0 (black) to 255 (white), (N, K, D), or None if pictures do not depend on N one-hots alone, or would be large.
+        Grey pixels as bytes, from 0 (black) to 255 (white), (N, K, D), or None if pictures do not depend on N one-hots
+        alone, or would be large.
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
