@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.compare import CompareConfig
-from ..config.stages import Amount, Named, Stage, parse_stages
+from ..config.stages import Amount, Stage, parse_stages
 from ..config.train import TrainConfig
 from ..runs.folder import cell_folder
 from ..runs.tables import label
@@ -100,7 +100,7 @@ def make_cells(config: CompareConfig, num_data: int, *, begun_with: int | None =
 
 
 def _takes_temperature(stage: Stage) -> bool:
-    return any(lacks(one, "temperature") for one in stage.parts.values() or (Named(stage.estimator, stage.options),))
+    return any(lacks(one, "temperature") for one in stage.estimators)
 
 
 def _at_temperature(stage: Stage, temperature: float | None) -> Stage:
