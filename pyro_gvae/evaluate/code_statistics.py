@@ -1,6 +1,5 @@
 """Compute statistics of codes: use, information and activity of each latent, from q(z|x) of some data."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, overload
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..exact.plan import PerLatent, per_latent
+from ..programs.factors import add
 from ..programs.pair import HasPair
 from .guides import closed_log_probs, read_guide
 
@@ -150,10 +150,10 @@ def information_of_each(log_q: PerLatent) -> Tensor | None:
             whole = digits[0].new_ones(len(digits[0][some]), 1)
             yield _together(whole, digits[:middle], some), _together(whole, digits[middle:], some)
 
-    aggregate = functools.reduce(torch.add, (first.T @ second for first, second in halves())) / num_data
+    aggregate = add(first.T @ second for first, second in halves()) / num_data
     surprise = aggregate.clamp_min(torch.finfo(aggregate.dtype).tiny).log()  # finite even for codes that no datum has
     cross = torch.cat([((first @ surprise) * second).sum(1) for first, second in halves()])
-    entropy = functools.reduce(torch.add, [_entropy(digit.exp(), digit) for digit in digits])
+    entropy = add(_entropy(digit.exp(), digit) for digit in digits)
     return -entropy - cross
 
 

@@ -1,6 +1,5 @@
 """Split the distance from the training objective to log p(x) into relaxation, amortization and mean-field gap."""
 
-import functools
 from typing import Any, NamedTuple
 
 import pyro
@@ -15,6 +14,7 @@ from ..exact import HasPair
 from ..handlers import relax
 from ..handlers.parameters import OwnParameters
 from ..handlers.sites import Kind
+from ..programs.factors import add
 from ..programs.layout import lay_out
 from ..programs.look import look
 from ..programs.modes import judging
@@ -114,7 +114,7 @@ def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
         Shape (B,), in nats; None if data share a latent, or there are too many codes to sum over.
     """
     guided = read_guide(pair, x)
-    kl = functools.reduce(torch.add, guided.kls.values())  # (B,)
+    kl = add(guided.kls.values())  # (B,)
     if not guided.is_exact or any(len(own) < len(kl) for own in guided.log_probs.values()):
         return None
     of_each = information_of_each(guided.log_probs) if guided.is_factorized else table_of_each(guided.table)

@@ -12,8 +12,8 @@ from ..exact.averages import Averages
 from ..exact.plan import make_plan
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Layout, Reading, coupling_of
-from ..programs.joint import Guide, add, read_both, read_guide_once
+from ..programs.factors import Layout, Reading, add, coupling_of
+from ..programs.joint import Guide, read_both, read_guide_once
 from ..programs.kls import closed_sites
 from ..programs.look import look
 from ..programs.modes import judging
