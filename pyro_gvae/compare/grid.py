@@ -65,38 +65,38 @@ def make_cells(config: CompareConfig, num_data: int, *, begun_with: int | None =
     ):
         stages = config.plan(estimator)
         first = stages if begun_with is None else parse_stages(estimator, Amount.parse(begun_with))
+        own = {"num_categories": size[0], "num_latents": size[1], "learning_rate": rate, "seed": seed}
+        own["evaluate_every"] = _evaluate_every(first, config, num_data)
         temperatures = config.temperatures if any(map(_takes_temperature, stages)) else ()
         for temperature in temperatures or (None,):
+            placed = [_at_temperature(stage, temperature) for stage in stages]
+            # A temperature schedule that no stage reads would be refused.
+            unread = {} if any(map(keeps_temperatures, placed)) else {"temperature": None, "prior_temperature": None}
+            train = config.training(**own, stages=",".join(map(str, placed)), **unread)
             values = {
                 "num_categories": size[0],
                 "num_latents": size[1],
                 "temperature": temperature,
                 "learning_rate": rate,
             }
-            parts = [
-                f"{size[0]}x{size[1]}" if len(config.sizes) > 1 else "",
-                f"learning rate {rate:g}" if len(config.learning_rates) > 1 else "",
-                f"temperature {temperature:g}" if temperature is not None and len(config.temperatures) > 1 else "",
-            ]
-            placed = [_at_temperature(stage, temperature) for stage in stages]
-            # A temperature schedule that no stage reads would be refused.
-            unread = {} if any(map(keeps_temperatures, placed)) else {"temperature": None, "prior_temperature": None}
-            train = config.training(
-                num_categories=size[0],
-                num_latents=size[1],
-                learning_rate=rate,
-                seed=seed,
-                stages=",".join(map(str, placed)),
-                evaluate_every=_evaluate_every(first, config, num_data),
-                **unread,
-            )
-            cells.append(Cell(estimator, ", ".join(filter(None, parts)), seed, values, train))
+            cells.append(Cell(estimator, _setting(config, values), seed, values, train))
     names = {cell_folder(Path(), cell.label, cell.seed) for cell in cells}
     if len(names) < len(cells):
         raise ValueError(
             "Expected estimators whose names differ in letters or digits, but found two that share a folder name."
         )
     return cells
+
+
+def _setting(config: CompareConfig, values: dict[str, Any]) -> str:
+    """Name the place of a cell in the grid, by the settings that vary."""
+    temperature = values["temperature"]
+    parts = [
+        f"{values['num_categories']}x{values['num_latents']}" if len(config.sizes) > 1 else "",
+        f"learning rate {values['learning_rate']:g}" if len(config.learning_rates) > 1 else "",
+        f"temperature {temperature:g}" if temperature is not None and len(config.temperatures) > 1 else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _takes_temperature(stage: Stage) -> bool:

@@ -248,7 +248,13 @@ def with_validation(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
 
 
 def described(data: AnyDataset) -> str:
-    """Describe data in words: rows, columns with their kinds, missing cells, and the split."""
+    """Describe data in words: rows, columns with their kinds, missing cells, and the split.
+
+    Example:
+        >>> from pyro_gvae import load
+        >>> described(load("digits"))
+        'digits: 1,797 grey images of 8 x 8 pixels; 1,437 train, 360 test'
+    """
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     sizes = {part: len(x) for part, x in parts.items() if x is not None}
     split = ", ".join(f"{size:,} {part}" for part, size in sizes.items())

@@ -54,7 +54,7 @@ class LatentStatistics(NamedTuple):
 
 
 def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000) -> PerLatent:
-    """Return log q(z_n = k | x) of data x (B, ...), shape (B, N, K); for several discrete latents, by name.
+    """Return the guide's log-probabilities log q(z_n = k | x) of the categories.
 
     These are the guide's own probabilities if a latent depends on no other latent in the guide. Otherwise they are
     marginal: the other latents are summed over, or drawn if they are continuous or if there are too many codes.
@@ -64,6 +64,15 @@ def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_par
         x: data (B, ...), or all arguments of the programs.
         is_summed: whether the codes are few enough to sum over.
         num_particles: P, the number of draws for each datum.
+
+    Returns:
+        Log-probabilities (B, N, K); for several discrete latents, by name.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> guide_log_probs(vae, x).exp().sum(-1).shape
+        torch.Size([4, 2])
     """
     found = closed_log_probs(pair, x)
     if found is None:
@@ -106,6 +115,13 @@ def mean_perplexity(log_q: Tensor) -> Measured:
 
     Args:
         log_q: log q(z_n = k | x_b), shape (B, N, K).
+
+    Returns:
+        The effective number of used categories, from 1 to K.
+
+    Example:
+        >>> mean_perplexity(torch.tensor([[[0.0, -torch.inf]], [[-torch.inf, 0.0]]])).value  # both are used equally
+        2.0
     """
     q = log_q.double().exp()
     aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); means may underflow to 0

@@ -81,6 +81,19 @@ def read_guide(
         is_summed: whether the codes are few enough to sum over. With continuous latents they are drawn in any case.
         num_particles: P, the number of draws for each datum.
         max_memory: bytes that a slice of codes or draws may use; 4 GB if None.
+
+    Returns:
+        The numbers of each datum.
+
+    Raises:
+        ValueError: if the latents of the programs do not fit together, or one datum's codes do not fit into memory.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> guided = read_guide(vae, x)
+        >>> guided.log_probs["z"].shape, guided.kls["z"].shape, guided.is_exact
+        (torch.Size([4, 2, 3]), torch.Size([4]), True)
     """
     runs = bind_pair(pair, *items(x))
     seen = look(runs)

@@ -57,6 +57,13 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
 
     Raises:
         ValueError: if there are too many codes, or a latent is continuous.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> scores = discrete_scores(vae, x)
+        >>> scores.elbo < scores.log_evidence < 0
+        True
     """
     found = exact.bounds(pair, *items(x), max_memory=max_memory)  # each (B,), or fewer where data share a latent
     part = found.elbo.numel() / len(items(x)[0])
@@ -66,10 +73,25 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
 @judging
 @torch.no_grad()
 def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
-    """Compute the estimator's own objective for data x (B, D): minus its loss, in nats per datum.
+    """Compute an estimator's own objective, the negative of its loss, in nats per datum.
 
     For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, it is not a bound at all),
     estimated with one new sample per datum. It is not the ELBO of the discrete model.
+
+    Args:
+        pair: a `CategoricalVAE`, or a `Pair` of programs.
+        estimator: the estimator.
+        x: data (B, D), or all arguments of the programs.
+
+    Returns:
+        The mean over the B data.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE, estimator
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> summed = own_objective(vae, estimator("exact"), x)
+        >>> abs(summed - discrete_scores(vae, x).elbo) < 1e-5
+        True
     """
     model, guide, elbo = estimator.bind(pair)
     store = pyro.get_param_store()
@@ -80,7 +102,22 @@ def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
 @judging
 @torch.no_grad()
 def code_usage(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> PerLatent:
-    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D), (N, K) of each latent."""
+    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data.
+
+    Args:
+        pair: a `CategoricalVAE`, or a `Pair` of programs whose latents are all discrete.
+        x: data (B, D), or all arguments of the programs.
+        max_memory: bytes that the sum may use; 4 GB if None.
+
+    Returns:
+        Probabilities (N, K); for several latents, by name.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> code_usage(vae, x).sum(-1)
+        tensor([1.0000, 1.0000])
+    """
     marginals = exact.posterior(pair, *items(x), max_memory=max_memory).marginals
     named = marginals if isinstance(marginals, dict) else {"": marginals}
     return per_latent({name: own.reshape(-1, *own.shape[-2:]).mean(0) for name, own in named.items()})
@@ -105,7 +142,8 @@ class Evaluation:
     Attributes:
         rows: a row for each number: part, metric, value, standard_error (over data, None if there is none), unit, and
             method ("exact", or how it was sampled).
-        latent_rows: a row for each part and latent: variance, active, perplexity, mutual_information, entropy.
+        latent_rows: a row for each part and latent: variance, active, perplexity, mutual_information, entropy; see
+            :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
         warnings: sentences that name unreliable numbers.
     """
 
