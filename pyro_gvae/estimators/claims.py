@@ -69,13 +69,13 @@ class Samples:
 
 @final
 @dataclass(frozen=True)
-class WeighedKL:
+class WeightedKL:
     """The weight of the objective's KL."""
 
     beta: float | Tensor
 
     def __str__(self) -> str:
-        return ", with its KL weighed by beta"
+        return ", with its KL weighted by beta"
 
 
 @final
@@ -125,4 +125,4 @@ class EvidenceShare:
 
 
 #: A detail of an objective, which its name in reports includes.
-Detail = Samples | WeighedKL | FreeNats | MixedGuide | RewardedUse | EvidenceShare
+Detail = Samples | WeightedKL | FreeNats | MixedGuide | RewardedUse | EvidenceShare

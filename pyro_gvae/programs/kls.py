@@ -110,7 +110,7 @@ def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Laten
 
 
 def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor, Tensor]]:
-    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and its weights (B,) or (s or 1, B)."""
+    """Yield each latent's name, its weighted log q - log p (s or 1, B, N), and its weights (B,) or (s or 1, B)."""
     for name, site in q.sites.items():
         ratio = site.digit_scores(codes) - p.sites[name].digit_scores(codes)  # (s, B or 1, N)
         if p.sites[name].prior is not None:

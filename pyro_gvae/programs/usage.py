@@ -88,7 +88,7 @@ def _counted(site: Site, codes: Tensor | None = None) -> Tensor:
 
 
 def _mean(counted: Tensor, site: Site) -> Usage:
-    """Divide weighed sums over data, (N * K + 1,), by the sum of weights, which comes last."""
+    """Divide weighted sums over data, (N * K + 1,), by the sum of weights, which comes last."""
     num_data = counted[-1]
     mean = counted[:-1] / num_data.clamp_min(torch.finfo(counted.dtype).tiny)
     return Usage(mean.reshape(site.latent.num_latents, site.latent.num_categories), num_data)

@@ -103,7 +103,10 @@ def _run_folder(config: TrainConfig, data: AnyDataset, again: bool) -> tuple[str
     if again and output is not None and (output / CONFIG).exists():
         inside = {name: value for name, value in config.as_json().items() if name not in OUTSIDE}
         if read_train_config(output) != TrainConfig.from_json(inside):
-            raise ValueError(f"Expected a run with this configuration, but found one with another in '{output}'.")
+            raise ValueError(
+                f"Expected a run with this configuration, but found one with another in '{output}'. Try the same "
+                "settings, or another output."
+            )
         return str(output), True
     run = new_run_folder(output, prefix="train")
     write_config(run, {"train": config.as_json()} | source_of(config, data))
