@@ -66,7 +66,7 @@ class TrainConfig(DataConfig):
             autoregressive[network=transformer], mixture[num_components=32].
         learn_prior: The same as --prior independent.
         relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
-        batch_size: B, the number of images in a batch.
+        batch_size: B, the number of data in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
         learning_rate: Step size of the optimizer, a number or a schedule.
         clip_norm: The largest norm of the gradient, in nats per datum.

@@ -49,6 +49,9 @@ def dataset_of(
         validation_share: share of the rows held out for validation; of the training rows if the file has a split.
         seed: seed of the split.
 
+    Returns:
+        The data set. The cells of a table are numbers, as :class:`~pyro_gvae.models.table.Column` describes.
+
     Raises:
         ValueError: if the data cannot be read or split, or have no such columns.
         OSError: if a file cannot be read.

@@ -14,9 +14,9 @@ class Objective(Enum):
     #: sum_z q(z|x) log(p(x, z) / q(z|x)).
     ELBO = "the ELBO of the discrete model"
     #: The same, from samples with a surrogate gradient.
-    SURROGATE_ELBO = "the discrete ELBO"
+    SURROGATE_ELBO = "the ELBO of the discrete model, with a surrogate gradient"
     #: The categorical KL with a reconstruction term of soft samples. It is not a bound for any model.
-    SOFT_ELBO = "the discrete ELBO, at soft samples"
+    SOFT_ELBO = "the ELBO of the discrete model, at soft samples"
     #: The ELBO of the model whose latents are Concrete variables.
     RELAXED_ELBO = "a bound of the relaxed model"
     #: log p(x).

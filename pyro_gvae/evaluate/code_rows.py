@@ -21,7 +21,7 @@ from .code_statistics import (
     mean_perplexity,
     table_mutual_information,
 )
-from .guides import Guided
+from .guided import Guided
 from .probe import linear_probe
 
 #: A function that computes the mean over data of one number per datum.

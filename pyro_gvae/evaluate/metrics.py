@@ -21,7 +21,8 @@ from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
 from .bounds import Evidence, Row, is_summable, per_datum, sampled_bounds, summed_bounds
 from .code_rows import LatentRow, class_rows, code_rows, latent_rows, probe_rows, term_rows
-from .guides import Guided, joined, read_guide
+from .guided import Guided, joined
+from .guides import read_guide
 from .importance import is_shared
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
     Example:
         >>> from pyro_gvae import CategoricalVAE, estimator
         >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
-        >>> summed = own_objective(vae, estimator("exact"), x)
-        >>> abs(summed - discrete_scores(vae, x).elbo) < 1e-5
+        >>> abs(own_objective(vae, estimator("exact"), x) - discrete_scores(vae, x).elbo) < 1e-5
         True
     """
     model, guide, elbo = estimator.bind(pair)
@@ -205,7 +205,7 @@ def evaluate(
       :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. If all latents are discrete, lower_bound and
       upper_bound are certain: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
     - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
-      dependence of latents allows: see :class:`~pyro_gvae.evaluate.guides.Guided`.
+      dependence of latents allows: see :class:`~pyro_gvae.evaluate.guided.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
       latent_information: the sum of I(x; z_n); code_perplexity: the effective number of categories in use, averaged
       over latents; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
