@@ -90,7 +90,7 @@ def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     if earlier is None:
         return Prepared(config, data, cells, None, has_more=True)
     if new:
-        tell(f"'{earlier}' gets {len(new)} further cells beside its {len(known)}.")
+        tell(f"'{earlier}' gets {len(new)} further cell{'s' * (len(new) != 1)} beside its {len(known)}.")
     before = read_compare_config(earlier).epochs
     if config.epochs > before:
         tell(_longer_in_words(config, before))
