@@ -269,8 +269,6 @@ class ResumeConfig:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "max_memory"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
+        positive("seconds", self.seconds)
+        positive("max_memory", self.max_memory)
+        at_least("steps", self.steps, 1)
