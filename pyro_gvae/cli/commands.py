@@ -133,19 +133,7 @@ def resume_command(config: ResumeConfig) -> Said:
     """Resume a training run and return a summary of it."""
     was_finished = (config.run / WEIGHTS).exists()
     with _process_group(config.device):
-        done = resume(
-            config.run,
-            data_dir=config.data_dir,
-            download=config.download,
-            device=config.device,
-            compile=config.compile,
-            max_memory=config.max_memory,
-            log=config.log,
-            more=config.more,
-            steps=config.steps,
-            seconds=config.seconds,
-        )
-        said = _summary(*done, config.data_dir)
+        said = _summary(*resume(config), config.data_dir)
         if was_finished and said.text and (config.more, config.steps, config.seconds) == (None, None, None):
             further = command_on(config.run, "resume", "--more", "10", data_dir=config.data_dir)
             return said._replace(text=f"{said.text}\nIt was finished before; to train for longer: {further}")

@@ -85,7 +85,7 @@ def said_of(config: type[Any]) -> dict[str, str]:
     Example:
         >>> from ..config.commands import ReconstructConfig
         >>> said_of(ReconstructConfig)["num_data"], said_of(ReconstructConfig)["seed"]
-        ('Number of images, starting with the first.', 'Seed of the sampled codes.')
+        ('Number of data, starting with the first.', 'Seed of the sampled codes.')
     """
     found: dict[str, str] = {}
     for one in reversed(config.__mro__):
@@ -96,10 +96,16 @@ def said_of(config: type[Any]) -> dict[str, str]:
 
 
 def with_default(text: str, default: Any) -> str:
-    """Return the description of a setting with its default, unless that is None, False or empty."""
+    """Return the description of a setting with its default, unless that is None, False or empty.
+
+    Example:
+        >>> with_default("The temperature.", 2 / 3), with_default("The seeds.", (0, 1))
+        ('The temperature. Default: `0.666667`.', 'The seeds. Default: `0 1`.')
+    """
     if default is MISSING or default is None or default is False or default == ():
         return text
-    words = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    each = default if isinstance(default, tuple) else (default,)
+    words = " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in each)
     return f"{text} Default: `{words}`."
 
 

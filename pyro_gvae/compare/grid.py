@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.compare import CompareConfig
-from ..config.stages import Amount, Named, Stage, parse_stages
+from ..config.stages import Amount, Stage, parse_stages
 from ..config.train import TrainConfig
 from ..runs.folder import cell_folder
 from ..runs.tables import label
@@ -65,32 +65,21 @@ def make_cells(config: CompareConfig, num_data: int, *, begun_with: int | None =
     ):
         stages = config.plan(estimator)
         first = stages if begun_with is None else parse_stages(estimator, Amount.parse(begun_with))
+        own = {"num_categories": size[0], "num_latents": size[1], "learning_rate": rate, "seed": seed}
+        own["evaluate_every"] = _evaluate_every(first, config, num_data)
         temperatures = config.temperatures if any(map(_takes_temperature, stages)) else ()
         for temperature in temperatures or (None,):
+            placed = [_at_temperature(stage, temperature) for stage in stages]
+            # A temperature schedule that no stage reads would be refused.
+            unread = {} if any(map(keeps_temperatures, placed)) else {"temperature": None, "prior_temperature": None}
+            train = config.training(**own, stages=",".join(map(str, placed)), **unread)
             values = {
                 "num_categories": size[0],
                 "num_latents": size[1],
                 "temperature": temperature,
                 "learning_rate": rate,
             }
-            parts = [
-                f"{size[0]}x{size[1]}" if len(config.sizes) > 1 else "",
-                f"learning rate {rate:g}" if len(config.learning_rates) > 1 else "",
-                f"temperature {temperature:g}" if temperature is not None and len(config.temperatures) > 1 else "",
-            ]
-            placed = [_at_temperature(stage, temperature) for stage in stages]
-            # A temperature schedule that no stage reads would be refused.
-            unread = {} if any(map(keeps_temperatures, placed)) else {"temperature": None, "prior_temperature": None}
-            train = config.training(
-                num_categories=size[0],
-                num_latents=size[1],
-                learning_rate=rate,
-                seed=seed,
-                stages=",".join(map(str, placed)),
-                evaluate_every=_evaluate_every(first, config, num_data),
-                **unread,
-            )
-            cells.append(Cell(estimator, ", ".join(filter(None, parts)), seed, values, train))
+            cells.append(Cell(estimator, _setting(config, values), seed, values, train))
     names = {cell_folder(Path(), cell.label, cell.seed) for cell in cells}
     if len(names) < len(cells):
         raise ValueError(
@@ -99,8 +88,19 @@ def make_cells(config: CompareConfig, num_data: int, *, begun_with: int | None =
     return cells
 
 
+def _setting(config: CompareConfig, values: dict[str, Any]) -> str:
+    """Name the place of a cell in the grid, by the settings that vary."""
+    temperature = values["temperature"]
+    parts = [
+        f"{values['num_categories']}x{values['num_latents']}" if len(config.sizes) > 1 else "",
+        f"learning rate {values['learning_rate']:g}" if len(config.learning_rates) > 1 else "",
+        f"temperature {temperature:g}" if temperature is not None and len(config.temperatures) > 1 else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
 def _takes_temperature(stage: Stage) -> bool:
-    return any(lacks(one, "temperature") for one in stage.parts.values() or (Named(stage.estimator, stage.options),))
+    return any(lacks(one, "temperature") for one in stage.estimators)
 
 
 def _at_temperature(stage: Stage, temperature: float | None) -> Stage:

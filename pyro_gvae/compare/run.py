@@ -12,6 +12,7 @@ from ..config.checks import MOST_OPERATIONS
 from ..config.compare import OUTSIDE, CompareConfig
 from ..config.stages import Amount, parse_stages
 from ..config.units import codes_in_words, in_bytes
+from ..data.batches import check_batch_size
 from ..data.columns import first
 from ..data.labels import given
 from ..data.sliced import AnyDataset
@@ -89,7 +90,7 @@ def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     if earlier is None:
         return Prepared(config, data, cells, None, has_more=True)
     if new:
-        tell(f"'{earlier}' gets {len(new)} further cells beside its {len(known)}.")
+        tell(f"'{earlier}' gets {len(new)} further cell{'s' * (len(new) != 1)} beside its {len(known)}.")
     before = read_compare_config(earlier).epochs
     if config.epochs > before:
         tell(_longer_in_words(config, before))
@@ -219,8 +220,7 @@ def _run_on(config: CompareConfig) -> Iterator[sweep.RunJobs]:
 
 def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: AnyDataset) -> None:
     """Refuse, before a folder is created, cells that cannot be trained or have too many codes for an exact sum."""
-    if config.batch_size > len(data.train):
-        raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
+    check_batch_size(config.batch_size, len(data.train))
     for cell in {cell.label: cell for cell in cells}.values():  # seeds do not matter
         vae = initial_model(cell.train, data)
         test: Any = given(vae, data).test

@@ -56,10 +56,10 @@ def check_files(dataset: str, data_dir: Path) -> None:
         )
 
 
-def positive(name: str, value: float) -> None:
-    """Refuse a setting that is not a positive, finite number."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"Expected a positive {name}, but found {value}.")
+def positive(name: str, value: float | None) -> None:
+    """Refuse a setting that is not a positive, finite number; None passes."""
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"Expected a positive number as {name}, but found {value}.")
 
 
 def all_different(name: str, values: tuple[Any, ...]) -> None:
@@ -74,7 +74,7 @@ def at_most(name: str, value: float, most: float) -> None:
         raise ValueError(f"Expected {name} of at most {most:,}, but found {value}.")
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Refuse a setting that is below its minimum."""
-    if value < least:
+def at_least(name: str, value: int | None, least: int) -> None:
+    """Refuse a setting that is below its minimum; None passes."""
+    if value is not None and value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

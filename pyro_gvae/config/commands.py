@@ -14,8 +14,8 @@ class GapsConfig:
 
     Args:
         run: A run folder of compare or train.
-        num_data: Number of test images to use, starting with the first.
-        num_particles: P, the number of relaxed samples per image.
+        num_data: Number of test data to use, starting with the first.
+        num_particles: P, the number of relaxed samples per datum.
         max_memory: Gigabytes that an exact sum may use.
         data_dir: The folder of the data sets that have files.
     """
@@ -88,9 +88,9 @@ class EvaluateConfig(ModelConfig):
     """Evaluate a trained model as a discrete model on training and test data: bounds of log p(x), use of the codes.
 
     Args:
-        num_data: Number of images of each part, starting with the first.
+        num_data: Number of data of each part, starting with the first.
         evidence: How to compute log p(x); auto sums over all codes if that takes less than about a minute.
-        num_particles: P, the number of samples per image if there are too many codes to sum over.
+        num_particles: P, the number of samples per datum if there are too many codes to sum over.
         max_memory: Gigabytes that a sum may use.
         seed: Seed of the samples.
         data: A file of data like those of the run, used instead of the test data.
@@ -119,7 +119,7 @@ class EncodeConfig(ModelConfig):
         part: The part of the data to encode.
         kind: The most probable code under the guide (map), a sample of the guide (sample), or the most probable code
             under the exact posterior (exact).
-        num_data: Number of images, starting with the first; by default all.
+        num_data: Number of data, starting with the first; by default all.
         max_memory: Gigabytes that an exact sum may use.
         seed: Seed of the sampled codes.
         data: A file of data like those of the run, encoded instead of its test data.
@@ -179,7 +179,7 @@ class ReconstructConfig(EncodeConfig):
     """Reconstruct data as E[x | z] and write both, as PNG (tables as CSV) and as safetensors.
 
     Args:
-        num_data: Number of images, starting with the first.
+        num_data: Number of data, starting with the first.
     """
 
     num_data: int = 20
@@ -190,7 +190,7 @@ class SampleConfig(ModelConfig):
     """Generate data from codes sampled from the prior and write them, as PNG (tables as CSV) and as safetensors.
 
     Args:
-        num_samples: Number of images.
+        num_samples: Number of samples.
         label: The class of the samples, for a model with labels; by default, conditional generates each class in turn.
         pixels: Sample the pixels (or cells) too, instead of showing their means.
         seed: Seed of the codes and pixels.
@@ -269,8 +269,6 @@ class ResumeConfig:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "max_memory"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
+        positive("seconds", self.seconds)
+        positive("max_memory", self.max_memory)
+        at_least("steps", self.steps, 1)

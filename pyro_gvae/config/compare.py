@@ -48,9 +48,9 @@ class CompareConfig(DataConfig):
             semi-supervised, by default the number of classes of the labels.
         num_layers: The number of layers of hierarchical; 1 for other programs.
         latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
-        sizes: Several sizes K x N, such as 8x4 4x24, instead of num_categories and num_latents.
+        sizes: Several sizes K x N, such as 8x4 4x24, in place of a single one.
         temperatures: Several temperatures, for the estimators that have one; the others are trained once.
-        learning_rates: Several learning rates, instead of learning_rate.
+        learning_rates: Several learning rates, in place of a single one.
         label_weight: For semi-supervised: weight of the mean cross-entropy of the labelled rows, which trains the
             classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
@@ -63,7 +63,7 @@ class CompareConfig(DataConfig):
             autoregressive[network=transformer], mixture[num_components=32].
         learn_prior: The same as --prior independent.
         epochs: Passes over the training data, for estimators given without an amount of training.
-        batch_size: B, the number of images in a batch.
+        batch_size: B, the number of data in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
         learning_rate: A number or a schedule.
         clip_norm: The largest norm of the gradient, in nats per datum.

@@ -206,7 +206,7 @@ def check_stages(config: HasModel, stages: Iterable[Stage]) -> None:
         ValueError: if there is one.
     """
     for stage in stages:
-        for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
+        for one in stage.estimators:
             if one.name in OF_BITS and config.num_categories not in (0, 2):  # 0 is replaced by the number of classes
                 raise ValueError(
                     f"Expected latents of K=2 categories for '{one.name}', but found K={config.num_categories}."

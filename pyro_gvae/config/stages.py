@@ -116,6 +116,11 @@ class Stage(NamedTuple):
             return {}
         return {site: Named.parse(str(part)) for site, part in self.options.items()}
 
+    @property
+    def estimators(self) -> tuple[Named, ...]:
+        """The estimators of its sites, or its only one."""
+        return tuple(self.parts.values()) or (Named(self.estimator, self.options),)
+
     def with_options(self, add: Callable[[Named], dict[str, Any]]) -> "Stage":
         """Return the stage with more options, which `add` chooses for its estimator, or for that of each site."""
         if self.estimator != PER_SITE:
@@ -190,7 +195,7 @@ def _stage(part: str, text: str, default: Amount | None) -> Stage:
     stage = Stage(*Named.parse(named), Amount.parse(amount))
     if stage.estimator == PER_SITE and not stage.options:
         raise ValueError(f"Expected estimators of sites, but found none in '{part}'. Try '{PER_SITE}[y=exact]'.")
-    for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
+    for one in stage.estimators:
         if one.name not in get_args(EstimatorName):
             names = get_args(EstimatorName)
             raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..schedules import schedule
-from .checks import MOST_UNITS, at_most
+from .checks import MOST_UNITS, at_least, at_most, positive
 from .data import DataConfig
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
@@ -66,7 +66,7 @@ class TrainConfig(DataConfig):
             autoregressive[network=transformer], mixture[num_components=32].
         learn_prior: The same as --prior independent.
         relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
-        batch_size: B, the number of images in a batch.
+        batch_size: B, the number of data in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
         learning_rate: Step size of the optimizer, a number or a schedule.
         clip_norm: The largest norm of the gradient, in nats per datum.
@@ -157,6 +157,18 @@ class TrainConfig(DataConfig):
 
     def __post_init__(self) -> None:
         self.check_data()
+        self._check_numbers()
+        self._check_schedules()
+        check_model(self)
+        # Parse the text settings now, so that errors show early.
+        _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
+        if self.pruning is not None and self.pruning.every is None and len(self.plan) < 2:
+            raise ValueError(
+                f"Expected several stages with prune='stages', which prunes between stages, but found "
+                f"'{self.stages}'. Try prune='5', which is every five epochs."
+            )
+
+    def _check_numbers(self) -> None:
         for name in ("num_latents", "batch_size", "steps", "patience", "max_skipped"):
             at_least(name, getattr(self, name), 1)
         at_least("num_levels", self.num_levels, 2)
@@ -173,10 +185,14 @@ class TrainConfig(DataConfig):
             at_least("hidden", width, 1)
             at_most("hidden", width, MOST_UNITS)
         for name in ("clip_norm", "seconds", "max_memory"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Expected a positive {name}, but found {value}.")
+            positive(name, getattr(self, name))
         at_most("max_memory", self.max_memory, 1e9)
+        if self.revive is not None and not 0 < self.revive < 1:
+            raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
+        if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
+            raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
+
+    def _check_schedules(self) -> None:
         for name in ("learning_rate", "temperature", "prior_temperature"):
             if getattr(self, name) is not None:
                 _check_schedule(name, getattr(self, name))
@@ -186,18 +202,6 @@ class TrainConfig(DataConfig):
             _check_ends_at_zero("unimix", self.unimix, most=1)
         if self.usage_entropy is not None:
             _check_ends_at_zero("usage_entropy", self.usage_entropy)
-        if self.revive is not None and not 0 < self.revive < 1:
-            raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
-        if self.pruning is not None and self.pruning.every is None and len(self.plan) < 2:
-            raise ValueError(
-                f"Expected several stages with prune='stages', which prunes between stages, but found "
-                f"'{self.stages}'. Try prune='5', which is every five epochs."
-            )
-        if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
-            raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
-        check_model(self)
-        # Parse the text settings now, so that errors show early.
-        _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
 
     @property
     def loggers(self) -> tuple[LoggerName, ...]:
@@ -285,9 +289,3 @@ def _check_ends_at_zero(name: str, value: float | str, most: float = math.inf) -
         )
     if values(0) > most:
         raise ValueError(f"Expected {name} of at most {most:g}, but found {value}.")
-
-
-def at_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a setting that is below its minimum; None passes."""
-    if value is not None and value < least:
-        raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

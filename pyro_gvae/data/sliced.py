@@ -101,6 +101,9 @@ def sliced_dataset(
         memory: bytes of rows that are in memory while training; a row group is read as a whole.
         device: the device of batches.
 
+    Returns:
+        The data set, whose rows are read when they are used.
+
     Raises:
         ValueError: if the file is damaged, has no such columns, or too few rows.
         OSError: if it cannot be read.

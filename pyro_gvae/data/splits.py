@@ -49,6 +49,9 @@ def dataset_of(
         validation_share: share of the rows held out for validation; of the training rows if the file has a split.
         seed: seed of the split.
 
+    Returns:
+        The data set. The cells of a table are numbers, as :class:`~pyro_gvae.models.table.Column` describes.
+
     Raises:
         ValueError: if the data cannot be read or split, or have no such columns.
         OSError: if a file cannot be read.
@@ -248,7 +251,13 @@ def with_validation(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
 
 
 def described(data: AnyDataset) -> str:
-    """Describe data in words: rows, columns with their kinds, missing cells, and the split."""
+    """Describe data in words: rows, columns with their kinds, missing cells, and the split.
+
+    Example:
+        >>> from pyro_gvae import load
+        >>> described(load("digits"))
+        'digits: 1,797 grey images of 8 x 8 pixels; 1,437 train, 360 test'
+    """
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     sizes = {part: len(x) for part, x in parts.items() if x is not None}
     split = ", ".join(f"{size:,} {part}" for part, size in sizes.items())

@@ -16,7 +16,7 @@ from ..config.checks import MOST_OPERATIONS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
 from ..config.units import codes_in_words, in_bytes
-from ..data.batches import epoch_batches
+from ..data.batches import check_batch_size, epoch_batches
 from ..data.columns import Data, first
 from ..data.dataset import Dataset
 from ..data.labels import given
@@ -161,8 +161,7 @@ def _dataset(config: GradientsConfig) -> Dataset | None:
     if config.run is not None:
         return None
     data = load_data(config.training())
-    if config.batch_size > len(data.train):
-        raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
+    check_batch_size(config.batch_size, len(data.train))
     return data
 
 

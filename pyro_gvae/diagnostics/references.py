@@ -9,7 +9,7 @@ import torch
 from .. import exact
 from ..config.names import EstimatorName
 from ..estimators import Estimator, with_free_bits, with_kl_weight, with_unimix, with_usage_entropy
-from ..estimators.claims import Detail, FreeNats, MixedGuide, RewardedUse, WeighedKL
+from ..estimators.claims import Detail, FreeNats, MixedGuide, RewardedUse, WeightedKL
 from ..programs.runs import items
 from ..runtime.rng import seeded
 from .candidates import Candidate
@@ -109,7 +109,7 @@ class References:
     def __call__(self, chosen: Estimator) -> Reference | None:
         """Return the reference of an estimator, or None if there is none."""
         details = tuple(
-            one for one in chosen.details if isinstance(one, WeighedKL | FreeNats | MixedGuide | RewardedUse)
+            one for one in chosen.details if isinstance(one, WeightedKL | FreeNats | MixedGuide | RewardedUse)
         )
         for known, found in self._known:
             if known == details:
@@ -154,7 +154,7 @@ def _with_details(truth: Estimator, details: tuple[Detail, ...]) -> Estimator:
     """Return an estimator of the ELBO for the objective with these details."""
     for detail in details:
         match detail:
-            case WeighedKL(beta):
+            case WeightedKL(beta):
                 truth = with_kl_weight(truth, beta)
             case MixedGuide(share):
                 truth = with_unimix(truth, share)

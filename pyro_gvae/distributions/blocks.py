@@ -70,6 +70,11 @@ def _with_presence(x: Tensor, kept: Tensor) -> Tensor:
     return torch.cat([x, kept.to(x.dtype)], -1)
 
 
+def _are_counts(x: Tensor) -> Tensor:
+    """Return which numbers are 0, 1, 2, ..: False for NaN."""
+    return (x >= 0) & (x == x.round())
+
+
 @final
 class BinaryBlock(Block):
     """Cells 0 and 1; the natural parameters are log-odds."""
@@ -146,7 +151,7 @@ class CategoricalBlock(Block):
 
     @override
     def holds(self, x: Tensor) -> Tensor:
-        return (x >= 0) & (x < self.is_level.sum(-1)) & (x == x.round())
+        return _are_counts(x) & (x < self.is_level.sum(-1))
 
 
 @final
@@ -237,7 +242,7 @@ class CountBlock(Block):
 
     @override
     def holds(self, x: Tensor) -> Tensor:
-        return (x >= 0) & (x == x.round())
+        return _are_counts(x)
 
 
 @final
@@ -279,7 +284,7 @@ class WordBlock(Block):
 
     @override
     def holds(self, x: Tensor) -> Tensor:
-        return (x >= 0) & (x == x.round())
+        return _are_counts(x)
 
     @override
     def accepts(self, x: Tensor) -> Tensor:

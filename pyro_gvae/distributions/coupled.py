@@ -258,7 +258,13 @@ class Coupled(TorchDistribution):
 
 
 def coupled(prior: CodePrior) -> Coupled:
-    """Return a prior as the distribution of one site of one-hots, of event shape (N, K)."""
+    """Return a prior as the distribution of one site of one-hots, of event shape (N, K).
+
+    Example:
+        >>> from pyro_gvae.models.priors import PRIORS
+        >>> coupled(PRIORS["markov"](3, 4)).event_shape
+        torch.Size([3, 4])
+    """
     return Coupled(FactorizedOneHotCategorical(logits=prior.uniform), prior)
 
 

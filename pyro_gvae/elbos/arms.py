@@ -3,10 +3,11 @@
 from typing import final
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from typing_extensions import override
 
 from ..programs.latents import Latent
+from ..programs.noise import by_uniform_noise
 from ..programs.samples import Change
 from ..programs.site import Site
 from ..programs.target import Target
@@ -58,7 +59,7 @@ class ARMS(SampledELBO):
     def estimate(self, target: Target) -> Estimate:
         check_bits(target.layout.space.latents, "ARMS")
         num_others = self.num_particles - 1
-        base = target.drawn(1, _draw)
+        base = target.drawn(1, by_uniform_noise(_codes_of))
         first = torch.zeros(num_others, dtype=torch.long, device=target.layout.device)  # the row of the others
         others = {
             name: target.changed(base, Change(name, _others(site, base.noise[name], num_others), first), _codes_of)
@@ -116,12 +117,6 @@ class ARMSGradient(SiteGradient):
         log_q = (torch.cat([codes.unsqueeze(0), others]) * log_probs).sum(-1)
         scores = (_corrections(probs, self.num_codes) * log_q).sum(-1)
         return SiteEstimate(((costs - costs.mean(0)) / count * scores).sum())
-
-
-def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
-    """Draw the first codes, and the noise that other codes of the same latent share."""
-    noise = torch.rand(*sample_shape, *log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
-    return _codes_of(log_probs, noise), noise
 
 
 def _codes_of(log_probs: Tensor, noise: Tensor) -> Tensor:

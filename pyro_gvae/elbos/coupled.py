@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from typing import NamedTuple, final
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from typing_extensions import override
 
 from ..programs.latents import Latent
+from ..programs.noise import by_uniform_noise
 from ..programs.samples import Change
 from ..programs.target import Target
 from .rows import Rows, SiteEstimate, SiteGradient
@@ -144,7 +145,7 @@ def check_bits(latents: Iterable[Latent], name: str) -> None:
 
 def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
     """Return the mean of f over pairs of codes, and the surrogate of :class:`DisARMIW`."""
-    base = target.drawn(num_pairs, _draw)
+    base = target.drawn(num_pairs, by_uniform_noise(_codes_of))
     pairs = {name: couple(site.rows().detach().exp(), base.noise[name]) for name, site in base.q.sites.items()}
     others = [target.changed(base, Change(name, pair.second), _codes_of) for name, pair in pairs.items()]
     drawn = [base, *others]  # 1 + M
@@ -199,14 +200,8 @@ def partners(probs: Tensor, codes: Tensor, uniform: Tensor) -> Pairs:
     return couple(probs, noise)._replace(first=codes)
 
 
-def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
-    """Draw the first codes of pairs, and the noise that both codes of a pair share."""
-    noise = torch.rand(*sample_shape, *log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
-    return _codes_of(log_probs, noise), noise
-
-
 def _codes_of(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """Return the first codes of pairs, from their noise."""
+    """Return the first codes of pairs, from the noise that both codes of a pair share."""
     flips, order = _flips(log_probs.detach().exp())
     return _one_hot(_first_of(noise < flips), order, noise)
 

@@ -81,7 +81,7 @@ class ExactELBO(ExactLoss):
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
         if isinstance(plan, Chains) or (plan.num_slices == 1 and not plan.is_searched):
-            return self._step(model, guide, *args, **kwargs)
+            return super().tensor_loss_and_grads(model, guide, *args, **kwargs)
         found = read_guide_once(runs, plan.layout)
         return -impossible_as_infinite(climb(found, lambda cut: elbo_parts(runs, plan, cut)))
 
@@ -105,8 +105,7 @@ class ExactEvidence(ExactLoss):
     Raises:
         ValueError: when called, if the model has a continuous latent, if the plates of its discrete latents are not
             nested, if its sites are scaled differently, if there are more than 2^62 codes or a sum takes more than 1e15
-            operations, or if a slice does not fit
-            into `max_memory`.
+            operations, or if a slice does not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -140,7 +139,7 @@ class ExactEvidence(ExactLoss):
         plan = self._plan(runs, model, guide, args, kwargs)
         is_one_pass = plan.num_slices == 1 and self.share.world_size == 1
         if isinstance(plan, Chains) or is_one_pass or plan.layout.is_shared:
-            return self._step(model, guide, *args, **kwargs)
+            return super().tensor_loss_and_grads(model, guide, *args, **kwargs)
         found = find_evidence(runs.model, plan)
         with all_or_nothing() as backward:
             for part in evidence_parts(runs.model, plan, found):

@@ -2,18 +2,17 @@
 
 from typing import Any, final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from ..handlers.sites import Program
-from ..programs.tensor_elbo import TensorELBO
+from ..programs.tensor_elbo import DifferentiableELBO
 from .exact import ExactELBO
 from .wake import ExactWake
 
 
 @final
-class WakeMixture(TensorELBO):
+class WakeMixture(DifferentiableELBO):
     r"""The exact wake loss with weight w, plus the exact ELBO with weight 1 - w.
 
     .. math::
@@ -64,15 +63,3 @@ class WakeMixture(TensorELBO):
         """Return the loss as a tensor, in nats summed over the data. The backward pass computes slices again."""
         wake, elbo = (part.differentiable_loss(model, guide, *args, **kwargs) for part in (self.wake, self.elbo))
         return self.evidence_weight * wake + (1 - self.evidence_weight) * elbo
-
-    @override
-    @torch.no_grad()
-    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        return self.differentiable_loss(model, guide, *args, **kwargs)
-
-    @override
-    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()

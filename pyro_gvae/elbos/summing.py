@@ -15,12 +15,12 @@ from ..programs.chains import Chains
 from ..programs.joint import Guide
 from ..programs.kept import Kept
 from ..programs.runs import Runs, bind
-from ..programs.tensor_elbo import TensorELBO
+from ..programs.tensor_elbo import DifferentiableELBO
 from ..runtime.autograd import all_or_nothing
 from ..runtime.distributed import ALONE, Share
 
 
-class ExactLoss(TensorELBO):
+class ExactLoss(DifferentiableELBO):
     """Abstract base: a loss that sums over the codes of the discrete latents instead of sampling them.
 
     Attributes:
@@ -39,18 +39,6 @@ class ExactLoss(TensorELBO):
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor, in nats summed over the data. The backward pass computes slices again."""
-
-    @torch.no_grad()
-    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss in nats, summed over the data."""
-        return self.differentiable_loss(model, guide, *args, **kwargs)
-
-    def _step(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss and add gradients, if all codes fit into one slice."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
 
     def num_slices(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
         """Return the number of slices into which the codes are cut."""

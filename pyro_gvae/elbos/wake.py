@@ -92,7 +92,7 @@ class ExactWake(ExactLoss):
         plan = self._plan(runs, model, guide, args, kwargs)
         is_one_pass = plan.num_slices == 1 and self.share.world_size == 1
         if isinstance(plan, Chains) or is_one_pass or plan.layout.is_shared:
-            return self._step(model, guide, *args, **kwargs)
+            return super().tensor_loss_and_grads(model, guide, *args, **kwargs)
         read = read_guide_once(runs, plan.layout)
         found = find_evidence(runs.model, plan, functools.partial(self.encoder.keeps, plan, read))
         climb(read, lambda cut: wake_parts(runs, plan, found, self.encoder, cut))

@@ -1,4 +1,4 @@
-"""The estimator: an ELBO that computes the loss, and a handler of one-hot sites if the ELBO needs one."""
+"""The estimator: an ELBO that computes the loss, and a handler of discrete latents if the ELBO needs one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ AtSite = Summed | Scored | Drawn | Pathwise
 
 @dataclass(frozen=True, repr=False)
 class Estimator:
-    """A way to compute the loss of a program with one-hot sites, and its gradient.
+    """A way to compute the loss of a program with discrete latents, and its gradient.
 
     Attributes:
         name: its name in the registry.
@@ -89,7 +89,7 @@ class Estimator:
         objective: the objective that the loss estimates.
         bias: the bias of loss and gradient as estimates of that objective, for the *discrete* model.
         reference: where it was published.
-        handler: turns the one-hot sites of model and guide into what the ELBO expects; None if the ELBO reads the
+        handler: turns the discrete latents of model and guide into what the ELBO expects; None if the ELBO reads the
             programs and sums or draws their codes itself.
         of_guide: a handler of the guide alone, applied before `handler`; None if there is none.
         details: details of the objective, such as the number of samples of a bound or the weight of its KL.

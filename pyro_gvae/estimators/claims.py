@@ -14,9 +14,9 @@ class Objective(Enum):
     #: sum_z q(z|x) log(p(x, z) / q(z|x)).
     ELBO = "the ELBO of the discrete model"
     #: The same, from samples with a surrogate gradient.
-    SURROGATE_ELBO = "the discrete ELBO"
+    SURROGATE_ELBO = "the ELBO of the discrete model, with a surrogate gradient"
     #: The categorical KL with a reconstruction term of soft samples. It is not a bound for any model.
-    SOFT_ELBO = "the discrete ELBO, at soft samples"
+    SOFT_ELBO = "the ELBO of the discrete model, at soft samples"
     #: The ELBO of the model whose latents are Concrete variables.
     RELAXED_ELBO = "a bound of the relaxed model"
     #: log p(x).
@@ -69,13 +69,13 @@ class Samples:
 
 @final
 @dataclass(frozen=True)
-class WeighedKL:
+class WeightedKL:
     """The weight of the objective's KL."""
 
     beta: float | Tensor
 
     def __str__(self) -> str:
-        return ", with its KL weighed by beta"
+        return ", with its KL weighted by beta"
 
 
 @final
@@ -125,4 +125,4 @@ class EvidenceShare:
 
 
 #: A detail of an objective, which its name in reports includes.
-Detail = Samples | WeighedKL | FreeNats | MixedGuide | RewardedUse | EvidenceShare
+Detail = Samples | WeightedKL | FreeNats | MixedGuide | RewardedUse | EvidenceShare

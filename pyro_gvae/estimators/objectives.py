@@ -9,7 +9,7 @@ from ..elbos.free_bits import FreeBits
 from ..elbos.usage_entropy import UsageEntropy
 from ..handlers import unimix, weigh_kl
 from .base import Estimator
-from .claims import FreeNats, MixedGuide, Objective, RewardedUse, WeighedKL
+from .claims import FreeNats, MixedGuide, Objective, RewardedUse, WeightedKL
 
 
 def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
@@ -40,7 +40,7 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
     return dataclasses.replace(
         chosen,
         handler=lambda program: chosen.handled(weigh(program)),
-        details=(*chosen.details, WeighedKL(beta)),
+        details=(*chosen.details, WeightedKL(beta)),
         at_site=None,
     )
 

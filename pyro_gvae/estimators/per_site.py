@@ -43,7 +43,7 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
     Example:
         >>> from pyro_gvae import estimator
         >>> per_site({"y": estimator("exact")}, estimator("gumbel-softmax")).approximates
-        'the discrete ELBO, at soft samples'
+        'the ELBO of the discrete model, at soft samples'
     """
     chosen = [*sites.values(), default]
     treatments = {name: _treatment(part, name) for name, part in sites.items()}

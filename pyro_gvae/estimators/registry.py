@@ -80,7 +80,7 @@ def estimator(name: str | Mapping[str, str | Estimator], /, **options: Any) -> E
 
     Example:
         >>> estimator("gumbel-softmax", kl="categorical").approximates
-        'the discrete ELBO, at soft samples'
+        'the ELBO of the discrete model, at soft samples'
         >>> estimator({"y": "exact", "z": "gumbel-softmax[kl=categorical]"}, default="reinforce-loo").name
         'per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]'
     """

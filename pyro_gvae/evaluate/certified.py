@@ -95,6 +95,15 @@ def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_mem
     )
 
 
+class _Scored(NamedTuple):
+    """Codes of each datum and their scores; a code that appears twice has probability 0 the second time."""
+
+    digits: Tensor  # (c, B, n)
+    joint: Tensor  # (c, B): log p(x, z), not scaled
+    prior: Tensor  # (c, B): log p(z)
+    scale: float | Tensor
+
+
 def _bounds(target: Target, num_codes: int, size: int) -> Certified:
     layout = target.layout
     with without_trace():  # this draw changes no random states or buffers
@@ -108,6 +117,18 @@ def _bounds(target: Target, num_codes: int, size: int) -> Certified:
         )
     num_codes = min(num_codes, layout.space.num_codes)
     is_complete = num_codes == layout.space.num_codes
+    scored = _scored(target, top, num_codes, size)
+    lower = scored.joint.logsumexp(0)
+    if is_complete:
+        return Certified(scored.scale * lower, scored.scale * lower, num_codes, is_complete)
+    largest = _largest(target, top, scored)
+    upper = None if largest is None else scored.scale * _upper(scored, lower, largest, torch.finfo(layout.dtype).eps)
+    return Certified(scored.scale * lower, upper, num_codes, is_complete)
+
+
+def _scored(target: Target, top: TopCodes, num_codes: int, size: int) -> _Scored:
+    """Score all codes; or the guide's most probable ones, half of the number, and neighbours of the best so far."""
+    is_complete = num_codes == target.layout.space.num_codes
     scored = _score(target, top, top.most_probable(num_codes if is_complete else -(-num_codes // 2)).digits, size)
     expanded = torch.zeros_like(scored.joint, dtype=torch.bool)
     at_once = max(1, num_codes // (_MOST_ROUNDS * max(1, sum(top.num_categories) - len(top.num_categories))))
@@ -126,27 +147,23 @@ def _bounds(target: Target, num_codes: int, size: int) -> Certified:
             scored.scale,
         )
         expanded = torch.cat([expanded, is_known])
-    lower = scored.joint.logsumexp(0)
-    largest = _largest(target, top, scored)
-    if is_complete:
-        return Certified(scored.scale * lower, scored.scale * lower, num_codes, is_complete)
-    if largest is None:
-        return Certified(scored.scale * lower, None, num_codes, is_complete)
+    return scored
+
+
+def _upper(scored: _Scored, lower: Tensor, largest: Tensor, eps: float) -> Tensor:
+    """Return the upper bound (B,), not scaled: all other codes have the rest of the prior, and the largest density.
+
+    Args:
+        scored: the codes of the lower bound.
+        lower: the lower bound (B,), not scaled.
+        largest: the largest possible log p(x | z) of each datum, (B,).
+        eps: the rounding error of a number near 1.
+    """
     probs = scored.prior.double().exp()
     terms = probs * (1 + torch.where(probs > 0, scored.prior.abs(), 0.0))
-    rounding = torch.finfo(layout.dtype).eps * scored.digits.shape[-1] * terms.sum(0)  # of a sum of n digits' logs
+    rounding = eps * scored.digits.shape[-1] * terms.sum(0)  # of a sum of n digits' logs
     outside = (1 - probs.sum(0)).clamp_min(0.0) + rounding
-    upper = torch.logaddexp(lower.double(), outside.log() + largest).to(lower.dtype)
-    return Certified(scored.scale * lower, scored.scale * upper, num_codes, is_complete)
-
-
-class _Scored(NamedTuple):
-    """Codes of each datum and their scores; a code that appears twice has probability 0 the second time."""
-
-    digits: Tensor  # (c, B, n)
-    joint: Tensor  # (c, B): log p(x, z), not scaled
-    prior: Tensor  # (c, B): log p(z)
-    scale: float | Tensor
+    return torch.logaddexp(lower.double(), outside.log() + largest).to(lower.dtype)
 
 
 def _score(target: Target, top: TopCodes, digits: Tensor, size: int) -> _Scored:

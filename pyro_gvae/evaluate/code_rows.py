@@ -1,6 +1,5 @@
 """Compute the rows of an evaluation that describe the latents: KL, entropy, information and use of each."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
@@ -11,6 +10,7 @@ from ..config.models import Labels
 from ..data.labels import use_of_labels
 from ..data.rows import Part
 from ..programs.choices import most_probable
+from ..programs.factors import add
 from .bounds import BoundRows, Row
 from .code_statistics import (
     LatentStatistics,
@@ -21,7 +21,7 @@ from .code_statistics import (
     mean_perplexity,
     table_mutual_information,
 )
-from .guides import Guided
+from .guided import Guided
 from .probe import linear_probe
 
 #: A function that computes the mean over data of one number per datum.
@@ -37,7 +37,7 @@ def term_rows(bounds: BoundRows, guided: Guided, mean: Mean, method: str) -> Ite
         mean: the mean over data.
         method: how expectations under the guide were computed.
     """
-    kl = functools.reduce(torch.add, guided.kls.values())  # (B,)
+    kl = add(guided.kls.values())  # (B,)
     elbo = bounds.elbo if bounds.elbo.numel() == kl.numel() else bounds.elbo.sum() / kl.numel()
     yield Row("reconstruction", mean(elbo + kl), "nats", bounds.method)
     yield Row("kl", mean(kl), "nats", method)
@@ -58,7 +58,7 @@ def code_rows(guided: Guided, mean: Mean, method: str, *, apart: bool) -> Iterat
     method = "exact" if guided.is_factorized else method
     statistics = {name: latent_statistics(log_q) for name, log_q in guided.log_probs.items()}
     entropies = guided.entropies
-    total = functools.reduce(torch.add, entropies.values())
+    total = add(entropies.values())
     yield from _with_parts(
         "posterior_entropy", {name: mean(own) for name, own in entropies.items()}, mean(total), "nats", method
     )

@@ -1,6 +1,5 @@
 """Compute statistics of codes: use, information and activity of each latent, from q(z|x) of some data."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, overload
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..exact.plan import PerLatent, per_latent
+from ..programs.factors import add
 from ..programs.pair import HasPair
 from .guides import closed_log_probs, read_guide
 
@@ -54,7 +54,7 @@ class LatentStatistics(NamedTuple):
 
 
 def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000) -> PerLatent:
-    """Return log q(z_n = k | x) of data x (B, ...), shape (B, N, K); for several discrete latents, by name.
+    """Return the guide's log-probabilities log q(z_n = k | x) of the categories.
 
     These are the guide's own probabilities if a latent depends on no other latent in the guide. Otherwise they are
     marginal: the other latents are summed over, or drawn if they are continuous or if there are too many codes.
@@ -64,6 +64,15 @@ def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_par
         x: data (B, ...), or all arguments of the programs.
         is_summed: whether the codes are few enough to sum over.
         num_particles: P, the number of draws for each datum.
+
+    Returns:
+        Log-probabilities (B, N, K); for several discrete latents, by name.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> guide_log_probs(vae, x).exp().sum(-1).shape
+        torch.Size([4, 2])
     """
     found = closed_log_probs(pair, x)
     if found is None:
@@ -106,6 +115,13 @@ def mean_perplexity(log_q: Tensor) -> Measured:
 
     Args:
         log_q: log q(z_n = k | x_b), shape (B, N, K).
+
+    Returns:
+        The effective number of used categories, from 1 to K.
+
+    Example:
+        >>> mean_perplexity(torch.tensor([[[0.0, -torch.inf]], [[-torch.inf, 0.0]]])).value  # both are used equally
+        2.0
     """
     q = log_q.double().exp()
     aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); means may underflow to 0
@@ -150,10 +166,10 @@ def information_of_each(log_q: PerLatent) -> Tensor | None:
             whole = digits[0].new_ones(len(digits[0][some]), 1)
             yield _together(whole, digits[:middle], some), _together(whole, digits[middle:], some)
 
-    aggregate = functools.reduce(torch.add, (first.T @ second for first, second in halves())) / num_data
+    aggregate = add(first.T @ second for first, second in halves()) / num_data
     surprise = aggregate.clamp_min(torch.finfo(aggregate.dtype).tiny).log()  # finite even for codes that no datum has
     cross = torch.cat([((first @ surprise) * second).sum(1) for first, second in halves()])
-    entropy = functools.reduce(torch.add, [_entropy(digit.exp(), digit) for digit in digits])
+    entropy = add(_entropy(digit.exp(), digit) for digit in digits)
     return -entropy - cross
 
 

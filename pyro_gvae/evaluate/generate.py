@@ -90,13 +90,25 @@ def _mean(name: str, fn: Any) -> Tensor:
 @judging
 @torch.no_grad()
 def reconstruct(vae: VAE, x: Data, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
-    """Reconstruct data x (B, D) as E[x | z], shape (B, D), from the latents of each datum.
+    """Reconstruct data as E[x | z], from the latents of each datum.
 
     Args:
         vae: a ready-made program for such data.
         x: data (B, D), or a tuple of data and labels for a program that takes labels.
         kind: how the latents are chosen, as for :func:`encode`.
         max_memory: bytes that the exact sum may use.
+
+    Returns:
+        Means (B, D), in the form of the data: probabilities of ink for black and white pixels.
+
+    Raises:
+        ValueError: as :func:`encode`.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> reconstruct(vae, torch.ones(4, 6)).shape
+        torch.Size([4, 6])
     """
     found = encode(vae, x, kind, max_memory=max_memory)
 
@@ -145,14 +157,17 @@ def _observation(model: Run, place: Place, draw: Draw) -> Any:
 @judging
 @torch.no_grad()
 def sample(vae: VAE, num_samples: int, *, pixels: bool = False, label: int | None = None) -> Tensor:
-    """Generate images, shape (num_samples, D), from latents sampled from the prior.
+    """Generate data from latents sampled from the prior.
 
     Args:
-        vae: a ready-made program of images.
-        num_samples: how many images.
+        vae: a ready-made program of images, tables or words.
+        num_samples: how many.
         pixels: sample the pixels from p(x|z), which gives samples of p(x); otherwise return their means E[x|z].
         label: the class y of samples from p(x | y), for a program that takes labels. If None, a conditional program
-            generates equally many images of each class, in the order of the classes.
+            generates equally many data of each class, in the order of the classes.
+
+    Returns:
+        Samples or means (num_samples, D).
 
     Raises:
         ValueError: if `num_samples` is not positive, or the label is not a class.

@@ -107,6 +107,9 @@ def impute(
         max_memory: bytes that the exact sum may use.
         seed: seed of the samples; the random state of the caller is not changed.
 
+    Returns:
+        The filled table, with the uncertainty of each filled cell.
+
     Raises:
         ValueError: if the program is not one of a table, the table has other columns or levels, or there are too many
             codes for the requested sum.

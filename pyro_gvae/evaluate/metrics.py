@@ -21,7 +21,8 @@ from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
 from .bounds import Evidence, Row, is_summable, per_datum, sampled_bounds, summed_bounds
 from .code_rows import LatentRow, class_rows, code_rows, latent_rows, probe_rows, term_rows
-from .guides import Guided, joined, read_guide
+from .guided import Guided, joined
+from .guides import read_guide
 from .importance import is_shared
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
 
     Raises:
         ValueError: if there are too many codes, or a latent is continuous.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> scores = discrete_scores(vae, x)
+        >>> scores.elbo < scores.log_evidence < 0
+        True
     """
     found = exact.bounds(pair, *items(x), max_memory=max_memory)  # each (B,), or fewer where data share a latent
     part = found.elbo.numel() / len(items(x)[0])
@@ -66,10 +74,24 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
 @judging
 @torch.no_grad()
 def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
-    """Compute the estimator's own objective for data x (B, D): minus its loss, in nats per datum.
+    """Compute an estimator's own objective, the negative of its loss, in nats per datum.
 
     For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, it is not a bound at all),
     estimated with one new sample per datum. It is not the ELBO of the discrete model.
+
+    Args:
+        pair: a `CategoricalVAE`, or a `Pair` of programs.
+        estimator: the estimator.
+        x: data (B, D), or all arguments of the programs.
+
+    Returns:
+        The mean over the B data.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE, estimator
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> abs(own_objective(vae, estimator("exact"), x) - discrete_scores(vae, x).elbo) < 1e-5
+        True
     """
     model, guide, elbo = estimator.bind(pair)
     store = pyro.get_param_store()
@@ -80,7 +102,22 @@ def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
 @judging
 @torch.no_grad()
 def code_usage(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> PerLatent:
-    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D), (N, K) of each latent."""
+    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data.
+
+    Args:
+        pair: a `CategoricalVAE`, or a `Pair` of programs whose latents are all discrete.
+        x: data (B, D), or all arguments of the programs.
+        max_memory: bytes that the sum may use; 4 GB if None.
+
+    Returns:
+        Probabilities (N, K); for several latents, by name.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> code_usage(vae, x).sum(-1)
+        tensor([1.0000, 1.0000])
+    """
     marginals = exact.posterior(pair, *items(x), max_memory=max_memory).marginals
     named = marginals if isinstance(marginals, dict) else {"": marginals}
     return per_latent({name: own.reshape(-1, *own.shape[-2:]).mean(0) for name, own in named.items()})
@@ -105,7 +142,8 @@ class Evaluation:
     Attributes:
         rows: a row for each number: part, metric, value, standard_error (over data, None if there is none), unit, and
             method ("exact", or how it was sampled).
-        latent_rows: a row for each part and latent: variance, active, perplexity, mutual_information, entropy.
+        latent_rows: a row for each part and latent: variance, active, perplexity, mutual_information, entropy; see
+            :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
         warnings: sentences that name unreliable numbers.
     """
 
@@ -167,7 +205,7 @@ def evaluate(
       :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. If all latents are discrete, lower_bound and
       upper_bound are certain: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
     - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
-      dependence of latents allows: see :class:`~pyro_gvae.evaluate.guides.Guided`.
+      dependence of latents allows: see :class:`~pyro_gvae.evaluate.guided.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
       latent_information: the sum of I(x; z_n); code_perplexity: the effective number of categories in use, averaged
       over latents; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.

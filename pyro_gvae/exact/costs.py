@@ -118,6 +118,12 @@ def elbo_cost(
 
     Raises:
         ValueError: if :func:`~pyro_gvae.exact.elbo` would raise one.
+
+    Example:
+        >>> from pyro_gvae.models.joint_vae import JointVAE
+        >>> vae = JointVAE(data_dim=6, num_latents=1, num_categories=10, latent_dim=2, hidden=(5,))
+        >>> elbo_cost(vae, torch.ones(4, 6)).num_codes
+        10
     """
     runs = bind_pair(pair, *args, **kwargs)
     plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)

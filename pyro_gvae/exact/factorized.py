@@ -124,7 +124,7 @@ def _of_chains(runs: Runs, chains: Chains, *, max_sweeps: int, tolerance: float)
         shared = [chains.sizes[plate] if plate in chains.shared else 1 for plate in chains.plates[name]]
         where = best.reshape(1, *shared, 1, 1).expand(1, *own.shape[1:])
         logits[name] = own.gather(0, where).squeeze(0)
-    return MeanField(per_latent(logits), statements.scale * elbos.gather(0, best).squeeze(0))
+    return MeanField(per_latent(logits), elbos.gather(0, best).squeeze(0))
 
 
 def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tensor], float | Tensor]:

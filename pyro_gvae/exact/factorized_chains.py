@@ -4,7 +4,7 @@ Under a factorized posterior, the average of log p(x, z) is a sum over the model
 a sweep takes time linear in the length of a chain.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -26,18 +26,21 @@ class Sweep(NamedTuple):
     """A factorized posterior, and its ELBO."""
 
     logits: Logits
-    elbo: Tensor  # in the shape of results, not scaled
+    elbo: Tensor  # in the shape of results
 
 
 @final
 class Statements:
-    """The terms of the model, whose sum is log p(x, z), masked and not scaled."""
+    """The terms of the model, whose sum is log p(x, z), masked and not scaled; and their scales.
+
+    Terms that have a latent in common need the same scale, which then stands before a sum over its values.
+    """
 
     def __init__(self, runs: Runs, chains: Chains) -> None:
         p = chains.of_model().read(runs).p
         terms = [*p.others.values(), *(site.log_probs for site in p.sites.values())]
         self.chains = chains
-        self.scale = common_scale_along(terms, chains.shared)
+        self.scales = [_scale_of([term], tuple(axis for axis in term.axes if axis.is_plate)) for term in terms]
         # An impossible value must add 0 times a finite number, and the sum of all terms must stay finite, too.
         times = len(terms) * Size(chains.sizes.values()).numel()
         self.terms = [
@@ -46,6 +49,10 @@ class Statements:
         ]
         self.variables = {name: site.variable for name, site in p.sites.items()}
         self._of = {name: [term for term in self.terms if axis in term.axes] for name, axis in self.variables.items()}
+        self._scales = {
+            name: _scale_of([term for term in terms if axis in term.axes], self._wide(name))
+            for name, axis in self.variables.items()
+        }
 
     def sweep(self, logits: Logits) -> Sweep:
         """Update every digit once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
@@ -55,10 +62,12 @@ class Statements:
             scores = self._scores(name, probs)  # (*plates, S)
             logits[name] = _updated(scores, logits[name])
             probs[axis] = self._values(name, logits[name])
-        parts = [_averaged(term, probs, None) for term in self.terms]
+        parts = [
+            _times(_averaged(term, probs, None), scale) for term, scale in zip(self.terms, self.scales, strict=True)
+        ]
         for name, own in logits.items():
             entropy = torch.special.entr(own.exp()).sum((-2, -1))
-            parts.append(self._term(name, entropy.unsqueeze(-1), ()))
+            parts.append(_times(self._term(name, entropy.unsqueeze(-1), ()), self._scales[name]))
         return Sweep(logits, collected(parts, self.chains))
 
     def _scores(self, name: str, probs: dict[Axis, Term]) -> Tensor:
@@ -114,6 +123,23 @@ def _is_independent(q: Reading, name: str) -> bool:
 
 def _logs(probs: dict[str, Tensor]) -> Logits:
     return {name: own.clamp_min(torch.finfo(own.dtype).tiny).log() for name, own in probs.items()}
+
+
+def _scale_of(terms: Sequence[Term], plates: tuple[Axis, ...]) -> Term | None:
+    """Return the scale that terms have in common, as a term in these plates; None if it is 1."""
+    found = common_scale_along(terms, plates)
+    if not isinstance(found, Tensor) and found == 1:
+        return None
+    scale = torch.as_tensor(found).to(terms[0].values)
+    return Term(scale, plates if scale.dim() else (), frozenset(plates))
+
+
+def _times(term: Term, scale: Term | None) -> Term:
+    """Return a term without latents, multiplied by a scale."""
+    if scale is None:
+        return term
+    axes = _union(term.axes, scale.axes)
+    return term._replace(values=aligned(term, axes) * aligned(scale, axes), axes=axes)
 
 
 def _averaged(term: Term, probs: dict[Axis, Term], kept: Axis | None) -> Term:

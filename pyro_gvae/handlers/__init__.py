@@ -1,4 +1,4 @@
-"""Effect handlers for programs with one-hot sites."""
+"""Effect handlers for programs with discrete latents."""
 
 from .handlers import discretize, enumerated, relax, straight_through, weigh_kl
 from .mixing import unimix

@@ -1,4 +1,4 @@
-"""Effect handlers that choose the distribution of a Pyro program's discrete latents, or weigh its latent sites.
+"""Effect handlers that choose the distribution of a Pyro program's discrete latents, or weight its latent sites.
 
 A program is written once, with latents that are one-hots (`OneHotCategorical`, `OneHotCategorical(...).to_event(1)`,
 `RelaxedOneHotCategorical`, `FactorizedOneHotCategorical`), bits (`Bernoulli`, `Bernoulli(...).to_event(n)`,
@@ -221,15 +221,15 @@ def weigh_kl(program: Program, *, beta: float | Tensor) -> Program: ...
 @overload
 def weigh_kl(program: None = None, *, beta: float | Tensor) -> DecoratorOrContext: ...
 def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
-    r"""Multiply the log-densities of a program's latent sites by beta, so that every ELBO weighs its KL by beta.
+    r"""Multiply the log-densities of a program's latent sites by beta, so that every ELBO weights its KL by beta.
 
     .. math:: \mathrm{E}_{q(z|x)}[\log p(x | z)] - \beta \, \mathrm{KL}(q(z|x) \,\|\, p(z))
 
     is the objective of every ELBO of `weigh_kl(model)` and `weigh_kl(guide)`, with any other handlers. A
     constant beta gives the beta-VAE (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl). A beta that grows during
     training is KL annealing or warm-up (Bowman et al. 2016, arXiv 1511.06349; Soenderby et al. 2016, arXiv 1602.02282).
-    Weigh both programs. For beta below 1 the objective is not a bound of log p(x). A weighed model has no log p(x), so
-    `ExactEvidence` refuses it.
+    Use it on both programs. For beta below 1 the objective is not a bound of log p(x). A weighted model has no log
+    p(x), so `ExactEvidence` refuses it.
 
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
@@ -237,7 +237,7 @@ def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
             tensor's current value.
 
     Returns:
-        The program with its latent sites weighed.
+        The program with its latent sites weighted.
 
     Raises:
         ValueError: if beta is negative, not finite, or not a single number.

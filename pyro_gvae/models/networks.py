@@ -236,7 +236,7 @@ def mlp_networks(
     hidden: Sequence[int] = (512, 256),
     natural_per_pixel: int = 1,
 ) -> Networks:
-    """Build the MLPs that `CategoricalVAE` uses by default; the decoder has `hidden` in reverse order.
+    """Build the MLPs that `CategoricalVAE` uses by default.
 
     Args:
         image_shape: height and width of an image, D = H * W.
@@ -247,6 +247,12 @@ def mlp_networks(
 
     Returns:
         The encoder and the decoder.
+
+    Example:
+        >>> import torch
+        >>> networks = mlp_networks((8, 8), num_latents=4, num_categories=8, hidden=(32,))
+        >>> networks.decoder(networks.encoder(torch.zeros(5, 64)).softmax(-1)).shape
+        torch.Size([5, 64])
     """
     data_dim = image_shape[0] * image_shape[1]
     return Networks(

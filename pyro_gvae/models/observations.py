@@ -24,6 +24,7 @@ class Observation(KnowsArguments, nn.Module, ABC):
     Attributes:
         natural_per_pixel: natural parameters per pixel.
         data_range: the smallest and the largest value that a datum may have.
+        is_discrete: whether a datum consists of whole numbers.
         expected: description of the data, for error messages that begin with "Expected data".
         takes_missing: whether a datum may have missing values, NaN, which are integrated out.
 
@@ -35,6 +36,7 @@ class Observation(KnowsArguments, nn.Module, ABC):
 
     natural_per_pixel: int = 1
     data_range: tuple[float, float] = (0.0, 1.0)
+    is_discrete: bool = False
     expected: str = "in [0, 1]"
     takes_missing: bool = False
 
@@ -60,18 +62,16 @@ class Observation(KnowsArguments, nn.Module, ABC):
             Traceback (most recent call last):
             ValueError: Expected data of whole numbers 0 to 3, but found values from 0.5 to 3. Try rescaling...
         """
-        if not bool(self._holds(x)):
-            low, high = (bound.item() for bound in x.aminmax())
-            raise ValueError(
-                f"Expected {name} {self.expected}, but found values from {low:g} to {high:g}. Try rescaling them, or "
-                f"an observation other than {type(self).__name__}."
-            )
-
-    def _holds(self, x: Tensor) -> Tensor:
-        """Return whether all of x are in the family's support, as a boolean tensor of shape ()."""
         low, high = self.data_range
         lowest, highest = x.aminmax()
-        return (lowest >= low) & (highest <= high)  # False if there is a NaN
+        is_valid = (lowest >= low) & (highest <= high)  # False if there is a NaN
+        if self.is_discrete:
+            is_valid &= (x == x.round()).all()
+        if not bool(is_valid):
+            raise ValueError(
+                f"Expected {name} {self.expected}, but found values from {lowest.item():g} to {highest.item():g}. Try "
+                f"rescaling them, or an observation other than {type(self).__name__}."
+            )
 
     def natural_dim(self, data_dim: int) -> int:
         """Return the number of natural parameters of a datum of D values, which a decoder returns."""
@@ -176,6 +176,8 @@ class CategoricalObservation(Observation):
         tensor([0.0000, 0.2000, 1.0000])
     """
 
+    is_discrete = True
+
     def __init__(self, num_levels: int = 256) -> None:
         super().__init__()
         if num_levels < 2:
@@ -187,9 +189,6 @@ class CategoricalObservation(Observation):
     def forward(self, natural: Tensor) -> ExponentialFamily:
         """Build the distribution from logits (..., D * L); the L logits of a pixel are adjacent."""
         return CategoricalPixels(natural, self.natural_per_pixel)
-
-    def _holds(self, x: Tensor) -> Tensor:
-        return super()._holds(x) & (x == x.round()).all()
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Round grey pixels to the nearest level, as floating-point numbers."""
@@ -209,14 +208,12 @@ class MultinomialObservation(Observation):
     """
 
     data_range = (0.0, torch.finfo(torch.float32).max)
+    is_discrete = True
     expected = "of counts 0, 1, 2, .."
 
     def forward(self, natural: Tensor) -> ExponentialFamily:
         """Build the distribution from unnormalized log-probabilities of the words (..., D)."""
         return Multinomial(natural)
-
-    def _holds(self, x: Tensor) -> Tensor:
-        return super()._holds(x) & (x == x.round()).all()
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Round grey pixels to counts from 0 to 255."""

@@ -78,11 +78,7 @@ class TableObservation(Observation):
             raise ValueError("Expected a table with columns, but found none.")
         self.columns = tuple(columns)
         for column in self.columns:
-            least = {"binary": 2, "categorical": 1}.get(column.kind, 0)
-            if len(column.levels) < least:
-                raise ValueError(
-                    f"Expected the levels of the {column.kind} column '{column.name}', but found {column.levels}."
-                )
+            _check_levels(column)
         kinds = [column.kind for column in self.columns]
         self._numbers = {
             "binary": _where(kinds, "binary"),
@@ -93,32 +89,31 @@ class TableObservation(Observation):
         }
         self._numbers["optional"] = sorted({*range(len(kinds))} - {*self._numbers["word"]})
         for name, numbers in self._numbers.items():
-            self.register_buffer(f"_{name}", torch.tensor(numbers, dtype=torch.long), persistent=False)
-        # From lists, since sizes are also computed on the device "meta", whose tensors have no values.
-        widths = [len(self.columns[place].levels) for place in self._numbers["categorical"]]
-        most = max(widths, default=0)
-        is_level = torch.tensor([[place < width for place in range(most)] for width in widths], dtype=torch.bool)
-        levels = [row * most + place for row, width in enumerate(widths) for place in range(width)]
-        self.register_buffer("_is_level", is_level.reshape(len(widths), most), persistent=False)
-        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.long), persistent=False)
-        gaussian = [self.columns[place] for place in self._numbers["gaussian"]]
-        units = [math.log(one.spread) + (one.centre if one.kind == "positive" else 0.0) for one in gaussian]
-        slopes = [one.spread if one.kind == "positive" else 0.0 for one in gaussian]
-        counts = [self.columns[place] for place in self._numbers["count"]]
-        words = [self.columns[place] for place in self._numbers["word"]]
+            self._keep(name, torch.tensor(numbers, dtype=torch.long))
+        categorical, gaussian, counts, words = map(self._of_kind, ("categorical", "gaussian", "count", "word"))
+        is_level, levels = _places_of_levels([len(one.levels) for one in categorical])
+        self._keep("is_level", is_level)
+        self._keep("levels", levels)
         self._length = max(1, round(sum(one.centre for one in words)))  # of a row, in words
         for name, values in {
-            "units": units,
-            "slopes": slopes,
+            "units": [math.log(one.spread) + (one.centre if one.kind == "positive" else 0.0) for one in gaussian],
+            "slopes": [one.spread if one.kind == "positive" else 0.0 for one in gaussian],
             "count_centres": [one.centre for one in counts],
             "count_spreads": [one.spread for one in counts],
             "word_log_means": [math.log(max(one.centre, LEAST_MEAN)) for one in words],
         }.items():
-            self.register_buffer(f"_{name}", torch.tensor(values, dtype=torch.float64), persistent=False)
+            self._keep(name, torch.tensor(values, dtype=torch.float64))
         if gaussian:
             self.log_scale = nn.Parameter(torch.zeros(len(gaussian)))
         if counts:
             self.log_dispersion = nn.Parameter(torch.zeros(len(counts)))
+
+    def _of_kind(self, name: str) -> list[Column]:
+        return [self.columns[place] for place in self._numbers[name]]
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        """Keep values in a buffer; they follow from the columns, so the state does not have them."""
+        self.register_buffer(f"_{name}", values, persistent=False)
 
     @property
     def scale(self) -> Tensor:
@@ -129,16 +124,16 @@ class TableObservation(Observation):
         """Return one block for each family that the table has, with the columns of its kinds."""
         found: list[Block] = []
         if self._numbers["binary"]:
-            found.append(BinaryBlock(self._buffer("_binary")))
+            found.append(BinaryBlock(self._buffer("binary")))
         if self._numbers["categorical"]:
-            found.append(CategoricalBlock(*map(self._buffer, ("_categorical", "_is_level", "_levels"))))
+            found.append(CategoricalBlock(*map(self._buffer, ("categorical", "is_level", "levels"))))
         if self._numbers["gaussian"]:
-            units, slopes = (self._buffer(name).to(self.log_scale.dtype) for name in ("_units", "_slopes"))
-            found.append(GaussianBlock(self._buffer("_gaussian"), self.scale, units, slopes))
+            units, slopes = (self._buffer(name).to(self.log_scale.dtype) for name in ("units", "slopes"))
+            found.append(GaussianBlock(self._buffer("gaussian"), self.scale, units, slopes))
         if self._numbers["count"]:
-            found.append(CountBlock(self._buffer("_count"), self.log_dispersion))
+            found.append(CountBlock(self._buffer("count"), self.log_dispersion))
         if self._numbers["word"]:
-            found.append(WordBlock(self._buffer("_word"), self._length))
+            found.append(WordBlock(self._buffer("word"), self._length))
         return found
 
     @override
@@ -157,7 +152,7 @@ class TableObservation(Observation):
 
     def log_means(self) -> Tensor:
         """Return the logarithms of typical counts (C,), of the count columns and then of the words."""
-        return torch.cat([self._buffer("_count_centres"), self._buffer("_word_log_means")])
+        return torch.cat([self._buffer("count_centres"), self._buffer("word_log_means")])
 
     @override
     def input_dim(self, data_dim: int) -> int:
@@ -176,13 +171,13 @@ class TableObservation(Observation):
                 case BinaryBlock():
                     parts.append(torch.where(kept, 2 * cells - 1, 0.0))
                 case CountBlock():
-                    centres, spreads = (self._buffer(f"_count_{name}").to(x.dtype) for name in ("centres", "spreads"))
+                    centres, spreads = (self._buffer(f"count_{name}").to(x.dtype) for name in ("centres", "spreads"))
                     parts.append(torch.where(kept, (cells.log1p() - centres) / spreads, 0.0))
                 case WordBlock():
                     parts.append(cells.log1p())
                 case _:
                     parts.append(cells)
-        return torch.cat([*parts, x.index_select(-1, self._buffer("_optional")).isnan().to(x.dtype)], -1)
+        return torch.cat([*parts, x.index_select(-1, self._buffer("optional")).isnan().to(x.dtype)], -1)
 
     @override
     def check(self, x: Tensor, name: str = "data") -> None:
@@ -208,7 +203,22 @@ class TableObservation(Observation):
             raise ValueError(f"Expected rows of {len(self.columns)} cells, but found {data_dim}.")
 
     def _buffer(self, name: str) -> Tensor:
-        return self.get_buffer(name)
+        return self.get_buffer(f"_{name}")
+
+
+def _check_levels(column: Column) -> None:
+    least = {"binary": 2, "categorical": 1}.get(column.kind, 0)
+    if len(column.levels) < least:
+        raise ValueError(f"Expected the levels of the {column.kind} column '{column.name}', but found {column.levels}.")
+
+
+def _places_of_levels(widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the arguments `is_level` and `levels` of `CategoricalBlock`, for columns of these numbers of levels."""
+    # From lists, since sizes are also computed on the device "meta", whose tensors have no values.
+    most = max(widths, default=0)
+    is_level = torch.tensor([[place < width for place in range(most)] for width in widths], dtype=torch.bool)
+    levels = [row * most + place for row, width in enumerate(widths) for place in range(width)]
+    return is_level.reshape(len(widths), most), torch.tensor(levels, dtype=torch.long)
 
 
 def _where(kinds: Sequence[ColumnKind], *wanted: ColumnKind) -> list[int]:

@@ -1,7 +1,6 @@
 """Describe and check a pair whose discrete latents have an axis each, before anything is summed."""
 
 import itertools
-from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -9,14 +8,14 @@ import pyro
 import torch
 from torch import Size, Tensor
 
-from ..handlers.enumerate_messenger import pairs_codes
-from ..handlers.sites import Discrete, Messages, Run, plates_of
-from ..runtime.compat.enumeration import axes_in_reach, in_markov, is_in_reach, sites_in_reach
+from ..handlers.sites import Discrete, Messages, Run
+from ..runtime.compat.enumeration import in_markov, is_in_reach, sites_in_reach
 from ..runtime.memory import in_words, memory_limit
 from .axes import Axis, plate_axes
+from .dependence import Dependence, check_dependence, dependences, directly_upstream
 from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
 from .latents import Latent, TooManyCodesError, latent_of
-from .look import Look, any_draw, check, is_continuous, mixes_data
+from .look import Look, any_draw, check, is_continuous
 from .modes import without_trace
 from .provenance import Provenance
 from .reach import Reach
@@ -112,13 +111,27 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         with_guide=seen.with_guide,
         reach=Reach(_beside(seen), _behind(runs, seen)),
     )
+    both, dependent = _run_on_all_values(runs.again(), chains)
+    check_reach(both[1])
+    names = {number: axis.name for program in both for number, axis in program.enumerated().items()}
+    for dependence in dependent:
+        check_dependence(dependence, names)
+    return chains
+
+
+def _run_on_all_values(runs: Runs, chains: Chains) -> tuple[tuple[Enumerator, Enumerator], list[Dependence]]:
+    """Run the programs on all values of all latents; return what was read, and which statement depends on which latent.
+
+    Raises:
+        ValueError: if a program does not take values in dimensions left of the plates.
+    """
+    provenance = Provenance()
+    guide = runs.guide if chains.with_guide else None
     with torch.no_grad(), without_trace(), pyro.validation_enabled(False):
-        again, provenance = runs.again(), Provenance()
-        guide = again.guide if seen.with_guide else None
         try:
-            both = enumerate_both(again.model, guide, chains.nesting, any_draw({}), chains.reach, provenance)
+            both = enumerate_both(runs.model, guide, chains.nesting, any_draw({}), chains.reach, provenance)
             with provenance:
-                dependent = [one for program in both for one in _dependencies(program, provenance)]
+                return both, [one for program in both for one in dependences(program, provenance)]
         except (RuntimeError, IndexError, ValueError) as error:
             if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise
@@ -127,11 +140,6 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
                 f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions only, such as "
                 "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
             ) from error
-    check_reach(both[1])
-    names = {number: axis.name for program in both for number, axis in program.enumerated().items()}
-    for dependence in dependent:
-        _check_dependence(dependence, names)
-    return chains
 
 
 class Particles(NamedTuple):
@@ -206,59 +214,6 @@ def _check_sizes(seen: Look, max_memory: float | None) -> None:
             )
 
 
-class Dependence(NamedTuple):
-    """A statement that depends directly on a latent."""
-
-    program: Enumerator
-    name: str
-    latent: str
-    shape: Size | tuple[int, ...]  # of the statement's log-probabilities
-
-
-def _dependencies(program: Enumerator, provenance: Provenance) -> Iterator[Dependence]:
-    for name in program.messages:
-        upstream, shape = _directly_upstream(program, name, provenance)
-        for other in sorted(upstream):
-            yield Dependence(program, name, other, shape)
-
-
-def _directly_upstream(
-    program: Enumerator | Reader, name: str, provenance: Provenance
-) -> tuple[frozenset[str], Size | tuple[int, ...]]:
-    """Return the latents that a statement depends on directly, and the shape of its log-probabilities."""
-    if name in program.discrete:
-        site = program.discrete[name]
-        upstream, shape = provenance.of(site.natural), site.batch_shape
-    else:
-        msg = program.messages[name]
-        scores = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-        upstream, shape = provenance.of(scores), scores.shape
-    latent = {other for other in upstream & program.messages.keys() if not program.messages[other]["is_observed"]}
-    return frozenset(latent - {name}), shape
-
-
-def _check_dependence(found: Dependence, names: Mapping[int, str]) -> None:
-    """Refuse errors that shapes do not show: mixed data, or a dimension that now belongs to another latent."""
-    program, name, other, shape = found
-    msg, axes = program.messages[name], program.value_axes(other)
-    # The value of a continuous latent depends on the codes whose axes it has.
-    for code in (other,) if other in program.discrete else sorted(names[number] for number in axes.values()):
-        if code in program.messages and (left := plates_of(program.messages[code]) - plates_of(msg)):
-            raise mixes_data(name, code, left)
-    reach = axes_in_reach(msg)
-    if any(reach.get(dim) != number for dim, number in axes.items()):
-        raise ValueError(
-            f"Expected every statement to depend only on latents in the reach of pyro.markov, but found '{name}', "
-            f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and move '{name}' into the loop "
-            "if it is outside."
-        )
-    if other in program.discrete:
-        dim, num_codes = program.own_dim(other), latent_of(other, program.discrete[other]).num_codes
-        has_axis = -dim <= len(shape) and shape[dim] == num_codes
-        if not has_axis and num_codes in shape:
-            raise pairs_codes(other, name, num_codes)
-
-
 def _beside(seen: Look) -> dict[str, frozenset[str]]:
     """Return, for each discrete latent of the guide, the others that a statement of the model reaches with it."""
     found: dict[str, frozenset[str]] = {}
@@ -281,7 +236,7 @@ def _behind(runs: Runs, seen: Look) -> frozenset[str]:
                 program()
             with torch.no_grad(), provenance:
                 for name, msg in read_again.messages.items():
-                    upstream, _ = _directly_upstream(read_again, name, provenance)
+                    upstream, _ = directly_upstream(read_again, name, provenance)
                     sources = [read_again.messages[other] for other in upstream]
                     found |= {of["name"] for of in sources if in_markov(of) and not is_in_reach(msg, of)}
     return frozenset(found)

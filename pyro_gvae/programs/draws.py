@@ -4,7 +4,6 @@ Particles share one axis, left of the plates, as codes do in sums. Programs that
 particle after another.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from torch import Size, Tensor
 
 from .cells import first_of, summed_over
-from .factors import Layout, Reading
+from .factors import Layout, Reading, add
 from .latents import READ_ALL, Roles
 from .layout import lay_out, obstacle_of
 from .look import Look
@@ -42,7 +41,7 @@ def joint_score(scores: Sequence[Score], shape: Size) -> Tensor:
     for score in scores:
         own = score.of_each().reshape(-1, *score.own_shape)
         parts.append(own.sum_to_size(len(own), *shape).reshape(len(own), -1))
-    return functools.reduce(torch.add, parts)
+    return add(parts)
 
 
 class Draws(NamedTuple):

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -11,6 +11,11 @@ from torch import Size, Tensor
 from .cells import Cells
 from .latents import READ_ALL, Roles, Space
 from .site import Codes, Site
+
+
+def add(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of one or more tensors, from the first to the last."""
+    return functools.reduce(torch.add, terms)
 
 
 def coupling_of(name: str) -> str:
@@ -68,7 +73,7 @@ class Reading(NamedTuple):
         """
         parts = [factor.log_prob for name, factor in self.factors.items() if name not in without]
         parts += [site.weigh(site.score(codes)) for name, site in self.sites.items() if name not in without]
-        return functools.reduce(torch.add, parts) if parts else torch.zeros(1, 1)
+        return add(parts) if parts else torch.zeros(1, 1)
 
     def detached(self) -> Self:
         """Return the same log-probabilities without gradients."""

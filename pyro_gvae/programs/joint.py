@@ -3,7 +3,6 @@
 A factor without the axis of the codes is counted once. Latents that depend on no other have a KL in closed form.
 """
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
@@ -13,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from ..handlers.sites import Run
 from .draws import Score
-from .factors import Factor, Layout, Reading
+from .factors import Factor, Layout, Reading, add
 from .look import Look, is_continuous
 from .runs import Runs
 from .shared import apart, common_scale
@@ -280,8 +279,3 @@ def refuse_continuous(found: Reading) -> None:
     """Refuse a model with a continuous latent."""
     for name in found.values:
         raise is_continuous(name)
-
-
-def add(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of one or more tensors, from the first to the last."""
-    return functools.reduce(torch.add, terms)

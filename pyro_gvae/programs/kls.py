@@ -6,7 +6,6 @@ where z' and z'' are the latents that z_n depends on in the guide and in the mod
 KL(q(z | x) || p(z)).
 """
 
-import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .cells import summed_over
 from .draws import read_draws, scored
-from .factors import Layout, Reading, coupling_of
+from .factors import Layout, Reading, add, coupling_of
 from .joint import pieces, read_both, read_guide_once
 from .kept import OutdatedError
 from .look import Look
@@ -81,13 +80,13 @@ def summed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
     for part in pieces(layout, codes):
         q = read(runs.guide, layout, part, {})
         p = read(runs.model, layout, part, q.values)
-        log_q = _add([site.score(part) for site in q.sites.values()]) if q.sites else torch.zeros(1, 1)
+        log_q = add(site.score(part) for site in q.sites.values()) if q.sites else torch.zeros(1, 1)
         probs = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
         closed = {} if layout.obstacle is not None else _both_independent(q, p)
         for name, ratio, weight in _ratios(part, q, p):
             own = LatentKL((probs.unsqueeze(-1) * ratio).sum((0, 1)), (probs * weight).sum())
             found.setdefault(name, []).append(closed.get(name) or own)
-    return {name: LatentKL(*(_add(list(values)) for values in zip(*each, strict=True))) for name, each in found.items()}
+    return {name: LatentKL(*(add(values) for values in zip(*each, strict=True))) for name, each in found.items()}
 
 
 def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, LatentKL]:
@@ -111,7 +110,7 @@ def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Laten
 
 
 def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor, Tensor]]:
-    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and its weights (B,) or (s or 1, B)."""
+    """Yield each latent's name, its weighted log q - log p (s or 1, B, N), and its weights (B,) or (s or 1, B)."""
     for name, site in q.sites.items():
         ratio = site.digit_scores(codes) - p.sites[name].digit_scores(codes)  # (s, B or 1, N)
         if p.sites[name].prior is not None:
@@ -134,7 +133,3 @@ def _closed_kl(q: Site, p: Site) -> LatentKL:
     if p.prior is not None:
         kl = (kl.sum(-1) - p.prior.mean_coupling(q.log_probs.exp())).unsqueeze(-1)
     return LatentKL(weight @ kl.expand(len(weight), -1), weight.sum())
-
-
-def _add(values: list[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, values)

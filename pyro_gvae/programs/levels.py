@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..handlers.sites import Run
 from .cells import first_of, summed_over
-from .factors import Layout, Reading
-from .joint import add, count, pieces, refuse_continuous
+from .factors import Layout, Reading, add
+from .joint import count, pieces, refuse_continuous
 from .shared import common_scale
 from .site import Codes
 from .statements import read

@@ -137,7 +137,9 @@ def _check_plates(messages: list[Messages]) -> None:
 def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
     for name, msg in guide.messages.items():
         if msg["is_observed"]:
-            raise ValueError(f"Expected the guide to observe nothing, but found '{name}' observed in it.")
+            raise ValueError(
+                f"Expected the guide to observe nothing, but found that it observes '{name}'. Try obs= in the model."
+            )
         if name not in model.messages and not msg["infer"].get("is_auxiliary"):
             raise ValueError(
                 f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
@@ -165,7 +167,7 @@ def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
 def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -> None:
     if all(name in model.discrete for name in model.messages):
         found = ", ".join(f"'{name}'" for name in model.discrete)
-        raise ValueError(f"Expected the model to observe data, but found no statement but the latent {found}.")
+        raise ValueError(f"Expected the model to observe data, but found only latents: {found}. Try obs=x.")
     drawn = [name for name in model.continuous() if name not in given]
     if drawn and with_guide:
         raise ValueError(

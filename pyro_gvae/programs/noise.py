@@ -26,6 +26,16 @@ def by_gumbel_noise(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tens
     return largest(log_probs, noise), noise
 
 
+def by_uniform_noise(codes_of: CodesOf) -> DrawCodes:
+    """Return a function that draws codes and their uniform noise, from which `codes_of` computes them."""
+
+    def draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
+        noise = torch.rand(*sample_shape, *log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
+        return codes_of(log_probs, noise), noise
+
+    return draw
+
+
 def largest(log_probs: Tensor, noise: Tensor) -> Tensor:
     """Return the codes for Gumbel noise: the category with the largest perturbed log-probability."""
     perturbed = (log_probs + noise).detach()

@@ -9,9 +9,23 @@ class Pair(NamedTuple):
     """A model and its guide: two Pyro programs that take the same data.
 
     Latents have the same names in both. Discrete ones are one-hots (`OneHotCategorical`, with `.to_event(1)` for N of
-    them, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`), bits (`Bernoulli`, `RelaxedBernoulli`) or
-    integers (`Categorical`). The guide may lack discrete ones, which exact losses sum out. Each estimator says how many
-    of them it accepts, and which other latents.
+    them, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`), bits (`Bernoulli`, `RelaxedBernoulli`), integers
+    (`Categorical`) or counts (`Binomial`, `BetaBinomial`). The guide may lack discrete ones, which exact losses sum
+    out. Each estimator says which kinds of latents it accepts.
+
+    Args:
+        model: the model p(x, z), a function of the data.
+        guide: the guide q(z | x), a function of the same data.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_gvae import exact
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(4 * z, 1.0), obs=x)
+        >>> exact.log_evidence(Pair(model, lambda x: None), torch.zeros(2)).round(decimals=3)
+        tensor([-1.6120, -1.6120])
     """
 
     model: Program

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.util import warn_if_nan
 from torch import Tensor
 
@@ -39,6 +40,26 @@ class TensorELBO(LossOnlyELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return the same, and add gradients to `.grad` of the parameters."""
         return _as_number(self.tensor_loss_and_grads(model, guide, *args, **kwargs))
+
+
+class DifferentiableELBO(TensorELBO):
+    """Abstract base: a loss that is one tensor with a gradient, given by `differentiable_loss`."""
+
+    @abstractmethod
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss as a tensor, in nats summed over the data."""
+
+    @torch.no_grad()
+    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss in nats, summed over the data."""
+        return self.differentiable_loss(model, guide, *args, **kwargs)
+
+    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss, and add gradients to `.grad` of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
 
 
 def recordable(elbo: Any, method: str) -> Callable[..., Any]:

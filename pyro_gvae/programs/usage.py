@@ -5,13 +5,12 @@ r"""How much a batch uses the categories of each discrete latent: q(z_n = k | x)
 where z' are the latents that z_n depends on in the guide.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .factors import Layout
+from .factors import Layout, add
 from .joint import pieces
 from .kept import OutdatedError
 from .noise import independent
@@ -47,7 +46,7 @@ def summed_usage(runs: Runs, layout: Layout) -> list[Usage]:
     sites: dict[str, Site] = {}
     for part in pieces(layout, codes):
         sites = read(runs.guide, layout, part, {}).sites
-        log_q = functools.reduce(torch.add, [site.score(part) for site in sites.values()])
+        log_q = add(site.score(part) for site in sites.values())
         probs = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
         for name, site in sites.items():
             counted = torch.einsum("sb,sbf->f", probs, _counted(site, part[name]).expand(*probs.shape, -1))
@@ -64,7 +63,7 @@ def drawn_usage(runs: Runs, layout: Layout, num_particles: int) -> list[Usage]:
     rows = num_particles, layout.batch_size
     scores = [site.score(drawn.codes).expand(rows) for site in drawn.q.sites.values()]
     scores += [factor.unweighed().expand(rows) for name, factor in drawn.q.factors.items() if name in drawn.scored]
-    score = functools.reduce(torch.add, scores)  # (P, B)
+    score = add(scores)  # (P, B)
     found = []
     for site in drawn.q.sites.values():
         counted = _counted(site).expand(*rows, -1)
@@ -89,7 +88,7 @@ def _counted(site: Site, codes: Tensor | None = None) -> Tensor:
 
 
 def _mean(counted: Tensor, site: Site) -> Usage:
-    """Divide weighed sums over data, (N * K + 1,), by the sum of weights, which comes last."""
+    """Divide weighted sums over data, (N * K + 1,), by the sum of weights, which comes last."""
     num_data = counted[-1]
     mean = counted[:-1] / num_data.clamp_min(torch.finfo(counted.dtype).tiny)
     return Usage(mean.reshape(site.latent.num_latents, site.latent.num_categories), num_data)

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ..runs.tables import BOUND, EVIDENCE, is_bounded
 from .notes import label_marks, note_below, room_below
-from .style import INK, Style, in_house_style, panel_grid, wrapped
+from .style import INK, Style, in_house_style, panel_grid, signed, wrapped
 
 #: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
 LEGEND_LETTERS = 115
@@ -216,8 +216,8 @@ def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) ->
     ordered = metrics.sort_values("step").groupby(["estimator", "seed"])[list(measures)]
     first, last = (np.nanmin(values.to_numpy(float)) for values in (ordered.first(), ordered.last()))
     axes.set_ylim(lowered if min(first, last) < low else low, high)
-    notes = [f"curves begin at {_signed(first, ',.0f')}"] if first < lowered else []
-    notes += [f"a run ends at {_signed(last, ',.0f')}"] if last < lowered else []
+    notes = [f"curves begin at {signed(first, ',.0f')}"] if first < lowered else []
+    notes += [f"a run ends at {signed(last, ',.0f')}"] if last < lowered else []
     return " and ".join(notes)
 
 
@@ -225,12 +225,7 @@ def _gap_in_words(mean: pd.DataFrame) -> str:
     if mean.empty:
         return "gap not measured"
     last = mean.iloc[-1]
-    return f"gap {_signed(last['train_objective'] - last['train_elbo'], '+z.2f')} nats at step {last['step']:,.0f}"
-
-
-def _signed(value: float, form: str) -> str:
-    """Format a number with the minus sign of the axes."""
-    return format(value, form).replace("-", "−")
+    return f"gap {signed(last['train_objective'] - last['train_elbo'], '+z.2f')} nats at step {last['step']:,.0f}"
 
 
 def _label_steps(axes: Axes) -> None:

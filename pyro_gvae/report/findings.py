@@ -8,6 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..runs.tables import BOUND, CELL, is_bounded, seed_differences
+from .style import signed
 
 
 class Judged(NamedTuple):
@@ -242,7 +243,7 @@ def _mean(values: pd.Series) -> str:
     # An error that would round to 0.00 gets decimals up to its first digit.
     decimals = 2 if not 0 < error < 0.005 else min(4, math.ceil(-math.log10(error)))
     spread = f" ± {error:.{decimals}f}" if len(values) > 1 else ""
-    return f"{mean:.{decimals}f}{spread}".replace("-", "−")
+    return signed(mean, f".{decimals}f") + spread
 
 
 def _count(values: pd.Series) -> str:

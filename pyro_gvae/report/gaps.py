@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config.commands import GapsConfig
+from ..config.train import TrainConfig
 from ..data.labels import shown
 from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.config import read_config
@@ -19,7 +20,7 @@ from ..runtime.progress import Progress
 from ..train.trained import load_model, trained_models
 from .pages import Shown, embedded, printable, write_page
 from .settings import defaults_of, documentation, files_beside, sort_settings
-from .style import INK, PALETTE, SMALL_PRINT, in_house_style, save_figure
+from .style import INK, PALETTE, SMALL_PRINT, in_house_style, save_figure, signed
 
 UNIT = "Test set, nats per datum, mean ± standard error over data."
 
@@ -44,8 +45,9 @@ def run_gaps(
         data_dir: the folder of the data sets that have files.
 
     Returns:
-        One row for each (estimator, seed): the four bounds, the gaps between them and the prior gap, and the standard
-        error of each over data (`_se`), in nats per datum. A model with integers has no relaxed bound.
+        One row for each (estimator, seed): the number of data; whether soft codes were ever used in training
+        (`relaxed`); the four bounds, the gaps between them and the prior gap, and the standard error of each over data
+        (`_se`), in nats per datum. A model with integers has no relaxed bound.
 
     Raises:
         ValueError: if the folder is not a run folder or has no finished cell.
@@ -58,7 +60,7 @@ def run_gaps(
         x = shown(trained.vae, trained.data, num_data)
         found = gaps(trained.vae, x, num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
-        rows.append(row | summarize_gaps(found))
+        rows.append(row | {"relaxed": _was_relaxed(trained.config)} | summarize_gaps(found))
     if not rows:
         raise ValueError(f"Expected a finished cell in '{run}', but found none. Try pyro-gvae compare.")
     table = pd.DataFrame(rows)
@@ -66,6 +68,11 @@ def run_gaps(
     svg = save_figure(draw_gaps(table), run / "figures", "gaps")
     _write_gaps_page(run, table, svg, settings={"num_data": num_data, "num_particles": num_particles})
     return table
+
+
+def _was_relaxed(config: TrainConfig) -> bool:
+    """Return whether a stage trained any latent with soft codes."""
+    return any(one.name == "gumbel-softmax" for stage in config.plan for one in stage.estimators)
 
 
 def gaps_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -176,14 +183,16 @@ def gaps_finding(table: pd.DataFrame) -> Markup:
         "optimize each datum by itself (amortization), and {} because its latents are independent (mean field)."
     )
     superlative = ("the highest", ",") if len(means) > 1 else ("a", " of")
-    numbers = (_signed(row[name]) for name in ("log_evidence", "amortization_gap", "mean_field_gap"))
+    numbers = (signed(row[name]) for name in ("log_evidence", "amortization_gap", "mean_field_gap"))
     evidence, amortization, mean_field = numbers
-    lacks = _signed(row["amortization_gap"] + row["mean_field_gap"])
+    lacks = signed(row["amortization_gap"] + row["mean_field_gap"])
     return text.format(best, *superlative, evidence, lacks, amortization, mean_field)
 
 
 def gaps_remarks(table: pd.DataFrame) -> list[Markup]:
     """Say for each estimator how far its relaxed bound is from the ELBO of the discrete model.
+
+    The relaxed bound of a decoder that was never trained with soft codes is low without meaning, which is said.
 
     Args:
         table: from `run_gaps`.
@@ -200,18 +209,15 @@ def gaps_remarks(table: pd.DataFrame) -> list[Markup]:
         excess = row["relaxed_bound"] - row["log_evidence"]
         side = "below" if gap > 0 else "above"
         beyond = Markup(", and {} above log p(x), which no bound of the discrete model can exceed").format(
-            _signed(excess)
+            signed(excess)
         )
+        unused = "" if row["relaxed"] else ", which was never trained with soft codes"
         sentences.append(
-            Markup("The relaxed bound of <b>{}</b> is {} nats {} the ELBO of its discrete model{}.").format(
-                name, _signed(abs(gap)), side, beyond if excess > 0 else ""
+            Markup("The relaxed bound of <b>{}</b> is {} nats {} the ELBO of its discrete model{}{}.").format(
+                name, signed(abs(gap)), side, unused, beyond if excess > 0 else ""
             )
         )
     return sentences
-
-
-def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[str, Any]) -> Path:

@@ -202,24 +202,9 @@ def _finish(
     *,
     dashes: bool,
 ) -> None:
+    """Scale the axes, and add the legend and a note."""
     for axes, panel in zip(firsts, panels, strict=True):
-        axes.set_ylabel(panel.label)
-        values = shown[panel.name].dropna()
-        if panel.scale == "log" and values.max() < 1.01 * values.min():  # which have no range of their own
-            axes.set_ylim(values.min() / 2, 2 * values.max())
-        axes.set_yscale(panel.scale)
-        if panel.scale == "log":
-            low, high = axes.get_ylim()
-            if panel.name == "turn":  # at most 2, with error bars that may go down to 0
-                low = max(low, LEAST_TURN / 1.5)
-            else:
-                high = min(high, max(AXIS_END * values.median(), low))
-            axes.set_ylim(low, high)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        else:  # the values decide, since a very long error bar would compress all of them
-            axes.set_ylim(0.0, 1.15 * shown[panel.name].max() or None)
+        _scale(axes, panel, shown[panel.name].dropna())
     named = shown.groupby("estimator")["temperature"]
     flat = {name for name, values in named if values.isna().all()} if dashes else set()
     handles = [
@@ -236,3 +221,23 @@ def _finish(
     note = f"gradient with respect to {what}{'; bars: standard error' if errors else ''}"
     note += "" if dashes else "; t: temperature"
     figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
+
+
+def _scale(axes: Axes, panel: Panel, values: pd.Series) -> None:
+    """Label the axis of a panel, and give it the range of its values."""
+    axes.set_ylabel(panel.label)
+    if panel.scale == "log" and values.max() < 1.01 * values.min():  # which have no range of their own
+        axes.set_ylim(values.min() / 2, 2 * values.max())
+    axes.set_yscale(panel.scale)
+    if panel.scale == "linear":  # the values decide, since a very long error bar would compress all of them
+        axes.set_ylim(0.0, 1.15 * values.max() or None)
+        return
+    low, high = axes.get_ylim()
+    if panel.name == "turn":  # at most 2, with error bars that may go down to 0
+        low = max(low, LEAST_TURN / 1.5)
+    else:
+        high = min(high, max(AXIS_END * values.median(), low))
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

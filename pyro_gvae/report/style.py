@@ -1,4 +1,4 @@
-"""Colours, markers and fonts that all figures share; saving figures."""
+"""Colours, markers, fonts and the minus sign that all figures share; saving figures."""
 
 import math
 import re
@@ -108,6 +108,16 @@ def wrapped(titles: Sequence[str], inches: float) -> tuple[list[str], float]:
             lines[-1] += part
         found.append("\n".join(line.rstrip() for line in lines))
     return found, LINE * max((title.count("\n") for title in found), default=0)
+
+
+def signed(value: float, form: str = ".2f") -> str:
+    """Format a number for a page or a figure, with the minus sign of the axes.
+
+    Example:
+        >>> signed(-17.254), signed(3.0, "+.1f")
+        ('−17.25', '+3.0')
+    """
+    return format(value, form).replace("-", "−")
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:

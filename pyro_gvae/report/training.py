@@ -34,7 +34,7 @@ from ..train.setup import initial_model
 from ..train.trained import Trained, load_model
 from . import pictures
 from .pages import embedded, link_to_explorer, printable, write_page
-from .settings import defaults_of, documentation, files_beside, sort_settings
+from .settings import Settings, defaults_of, documentation, files_beside, sort_settings
 from .style import save_figure
 from .tiles import NUM_CHANGED, category_pictures
 from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
@@ -67,11 +67,10 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
     program = program_of(run)
     is_known = program is None or program["arguments"] is not None
     trained = load_model(run, data_dir=data_dir) if is_known else None
-    drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
     arrays = {} if trained is None else _arrays(trained, config if program is None else None)
+    drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
     drawn |= {} if trained is None else _draw(arrays, trained.data)
-    usage = None if trained is None else arrays["code_usage"].numpy()
-    stages = _stage_rows(metrics, stage_starts(metrics))
+    last = metrics.iloc[-1].to_dict()
     resume = printable(command_on(run, "resume", data_dir=data_dir))
     return write_page(
         run / "report.html",
@@ -79,28 +78,19 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         name=printable(run.resolve().name),
         run=printable(str(run)),
         config=config,
-        program="One variational autoencoder" if program is None else f"A program, {printable(program['name'])},",
-        code=None
-        if program is not None
-        else code_in_words(
-            config.model, config.num_latents, config.num_categories, config.num_layers, config.latent_dim
-        ),
-        data_name=printable(config.data_name if program is None else _data_name(written)),
+        **_of_program(config, written, program),
         part="test" if trained is None else shown_part(trained.data, 1)[0],
-        settings=sort_settings(
-            _settings(written["train"], program),
-            defaults_of(TrainConfig, MODELS[config.model].sizes) | (CHOSEN_BY_RUNS if program is None else {}),
-            written,
-            seconds=float(metrics["seconds"].iloc[-1]),
-        ),
+        settings=_sorted_settings(config, written, program, seconds=float(last["seconds"])),
         category_pictures="category_pictures" in arrays,
         command=commands_of(written),
-        last=metrics.iloc[-1].to_dict(),
-        stages=stages,
-        finding=training_finding(metrics.iloc[-1].to_dict(), None if trained is None else _baseline(trained)),
-        remarks=training_remarks(metrics, usage, go_on=f"{resume} --more 10"),
+        last=last,
+        stages=_stage_rows(metrics, stage_starts(metrics)),
+        finding=training_finding(last, None if trained is None else _baseline(trained)),
+        remarks=training_remarks(
+            metrics, arrays["code_usage"].numpy() if arrays else None, go_on=f"{resume} --more 10"
+        ),
         to_know=_to_know(
-            metrics.iloc[-1].to_dict(),
+            last,
             finished=(run / WEIGHTS).exists() if trained is None else trained.finished,
             go_on=resume if is_known else "the same call of fit, with resume=True",
         ),
@@ -111,6 +101,19 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         files=files_beside(run),  # after the figures were saved
         documentation=documentation("howto/run_folders.md"),
     )
+
+
+def _of_program(config: TrainConfig, written: dict[str, Any], program: dict[str, Any] | None) -> dict[str, str | None]:
+    """Return what the page calls the program, its code and its data; a run of `fit` describes the code nowhere."""
+    if program is not None:
+        name = printable(program["name"])
+        return {"program": f"A program, {name},", "code": None, "data_name": printable(_data_name(written))}
+    sizes = config.num_latents, config.num_categories, config.num_layers, config.latent_dim
+    return {
+        "program": "One variational autoencoder",
+        "code": code_in_words(config.model, *sizes),
+        "data_name": printable(config.data_name),
+    }
 
 
 def _baseline(trained: Trained) -> Baseline | None:
@@ -175,6 +178,13 @@ def _stage_rows(metrics: pd.DataFrame, stages: list[StageStart]) -> list[dict[st
             }
         )
     return rows
+
+
+def _sorted_settings(
+    config: TrainConfig, written: dict[str, Any], program: dict[str, Any] | None, *, seconds: float
+) -> Settings:
+    defaults = defaults_of(TrainConfig, MODELS[config.model].sizes) | (CHOSEN_BY_RUNS if program is None else {})
+    return sort_settings(_settings(written["train"], program), defaults, written, seconds=seconds)
 
 
 def _settings(written: dict[str, Any], program: dict[str, Any] | None) -> dict[str, Any]:

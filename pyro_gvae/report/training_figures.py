@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .notes import Span, name_stages, note_below, room_below
-from .style import INK, PALETTE, in_house_style
+from .style import INK, PALETTE, in_house_style, signed
 
 #: The quantities that may follow a schedule: column -> label.
 SCHEDULED = {
@@ -108,7 +108,7 @@ def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:
     low, high = settled.min() - margin, settled.max() + margin
     lowered, first = room_below(low, high), metrics[list(measures)].min().min()
     axes.set_ylim(lowered if first < low else low, high)
-    return f"curves begin at {first:,.0f}".replace("-", "−") if first < lowered else ""
+    return f"curves begin at {signed(first, ',.0f')}" if first < lowered else ""
 
 
 def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:

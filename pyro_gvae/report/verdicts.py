@@ -10,6 +10,7 @@ from markupsafe import Markup
 from ..config.names import ElboIs
 from .findings import LEAST_FALL
 from .pictures import perplexity
+from .style import signed
 
 #: A latent whose perplexity is below this hardly varies over the data.
 LEAST_PERPLEXITY = 1.1
@@ -53,13 +54,13 @@ def training_finding(last: Mapping[str, Any], baseline: Baseline | None = None) 
     part = "train" if pd.isna(last["test_elbo"]) else "test"
     elbo = last[f"{part}_elbo"]
     sampled = DRAWN.get(last["elbo_is"], "")
-    text = Markup("The discrete ELBO ends at <b>{}</b> nats per datum on {}{}").format(_signed(elbo), part, sampled)
+    text = Markup("The discrete ELBO ends at <b>{}</b> nats per datum on {}{}").format(signed(elbo), part, sampled)
     if baseline is None or not np.isfinite([elbo, baseline.value]).all():
         return text + "."
     side = "above" if elbo > baseline.value else "below"
     verdict = "" if elbo > baseline.value else ", so the model has learned less than that"
     return text + Markup(": <b>{} {}</b> {}, which reaches {} without a code{}.").format(
-        _signed(abs(elbo - baseline.value)), side, baseline.words, _signed(baseline.value), verdict
+        signed(abs(elbo - baseline.value)), side, baseline.words, signed(baseline.value), verdict
     )
 
 
@@ -80,7 +81,7 @@ def training_remarks(metrics: pd.DataFrame, usage: np.ndarray | None, *, go_on: 
         gap = last["train_elbo"] - last["test_elbo"]
         text = Markup("On train it ends at {}, {} {} test.")
         sides = "above" if gap >= 0 else "below"
-        sentences.append(text.format(_signed(last["train_elbo"]), _signed(abs(gap)), sides))
+        sentences.append(text.format(signed(last["train_elbo"]), signed(abs(gap)), sides))
     part = "test_elbo" if pd.notna(last["test_elbo"]) else "train_elbo"
     sentences += _length(metrics[metrics[part].notna()], part, go_on)
     return sentences + ([] if usage is None else [_use(usage)])
@@ -98,13 +99,13 @@ def _length(metrics: pd.DataFrame, part: str, go_on: str) -> list[Markup]:
             "The {} was highest at step {}, {}, and then fell by {}: train for fewer epochs, or stop earlier with "
             "<code>--patience</code>."
         )
-        return [Markup(text).format(words, f"{best['step']:,.0f}", _signed(best[part]), _signed(fall))]
+        return [Markup(text).format(words, f"{best['step']:,.0f}", signed(best[part]), signed(fall))]
     before = metrics[metrics["step"] <= (1 - LAST_SHARE) * last["step"]]
     rise = 0.0 if before.empty else last[part] - before.iloc[-1][part]
     if rise <= LEAST_FALL:
         return []
     text = "The {} rose by {} in the last fifth of the training, so it may rise further: <code>{}</code>."
-    return [Markup(text).format(words, _signed(rise), go_on)]
+    return [Markup(text).format(words, signed(rise), go_on)]
 
 
 def _use(usage: np.ndarray) -> Markup:
@@ -118,7 +119,3 @@ def _use(usage: np.ndarray) -> Markup:
         return text + "; every latent varies over the data."
     numbers = ", ".join(map(str, idle[:10])) + (", .." if len(idle) > 10 else "")
     return text + Markup("; {} of {} latents hardly vary: {}.").format(len(idle), len(each), numbers)
-
-
-def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")

@@ -229,7 +229,7 @@ def annealed_tensors(vae: Any, config: TrainConfig, weights: Weights) -> Anneale
 
 def keeps_temperatures(stage: Stage) -> bool:
     """Return whether the estimator of a stage relaxes with the program's own temperatures."""
-    return any(map(_keeps_temperatures, stage.parts.values() or (Named(stage.estimator, stage.options),)))
+    return any(map(_keeps_temperatures, stage.estimators))
 
 
 def _keeps_temperatures(named: Named) -> bool:

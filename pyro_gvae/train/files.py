@@ -89,10 +89,13 @@ def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
     different = different_settings(own["config"], content["config"], free=free)
     if different:
         raise ValueError(
-            f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}."
+            f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}. Try the "
+            "same settings, or another output."
         )
     if content["data"] != own["data"]:
-        raise ValueError("Expected the training data of the checkpoint, but found other data.")
+        raise ValueError(
+            "Expected the training data of the checkpoint, but found other data. Try the same data, or another output."
+        )
     here, there = (len(one["random_of_others"]) + 1 for one in (own, content))
     if there != here:
         raise ValueError(

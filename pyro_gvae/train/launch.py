@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config.names import LoggerName
+from ..config.commands import ResumeConfig
 from ..config.stages import with_more
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
@@ -103,57 +103,43 @@ def _run_folder(config: TrainConfig, data: AnyDataset, again: bool) -> tuple[str
     if again and output is not None and (output / CONFIG).exists():
         inside = {name: value for name, value in config.as_json().items() if name not in OUTSIDE}
         if read_train_config(output) != TrainConfig.from_json(inside):
-            raise ValueError(f"Expected a run with this configuration, but found one with another in '{output}'.")
+            raise ValueError(
+                f"Expected a run with this configuration, but found one with another in '{output}'. Try the same "
+                "settings, or another output."
+            )
         return str(output), True
     run = new_run_folder(output, prefix="train")
     write_config(run, {"train": config.as_json()} | source_of(config, data))
     return str(run), False
 
 
-def resume(
-    run: Path,
-    *,
-    data_dir: Path = Path("data"),
-    download: bool = False,
-    device: str = "cpu",
-    compile: bool | None = None,
-    max_memory: float | None = None,
-    log: tuple[LoggerName, ...] = (),
-    more: str | None = None,
-    steps: int | None = None,
-    seconds: float | None = None,
-) -> tuple[Path, Fit]:
+def resume(asked: ResumeConfig) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
 
     A finished run continues if it is given more; the result is the same as if it had been begun with all stages.
 
     Args:
-        run: its folder.
-        data_dir: the folder of the data sets that have files.
-        download: download missing files into it.
-        device: the device to continue on.
-        compile: whether to compile the recorded step; None for the choice made when the run began.
-        max_memory: gigabytes that an exact sum may use; None for the run's own setting.
-        log: names of loggers for the further evaluations.
-        more: stages that follow those of the run, or only an amount, for its last estimator.
-        steps: steps of training in total, instead of the run's own limit.
-        seconds: seconds of training in total, instead of the run's own limit.
+        asked: the folder of the run, and what to change.
+
+    Returns:
+        The folder, and the result of `fit`.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
     """
+    run, more = asked.run, asked.more
     written = read_train_config(run)
     config = replace(
         written,
-        data_dir=data_dir,
-        download=download,
-        device=device,
-        compile=compile,
-        max_memory=allowed_memory(written.max_memory) if max_memory is None else max_memory,
-        log=log,
+        data_dir=asked.data_dir,
+        download=asked.download,
+        device=asked.device,
+        compile=asked.compile,
+        max_memory=allowed_memory(written.max_memory) if asked.max_memory is None else asked.max_memory,
+        log=asked.log,
         stages=written.stages if more is None else with_more(written.stages, more),
-        steps=written.steps if steps is None else steps,
-        seconds=written.seconds if seconds is None else seconds,
+        steps=written.steps if asked.steps is None else asked.steps,
+        seconds=written.seconds if asked.seconds is None else asked.seconds,
     )
     if more is not None:
         config.check_estimators()

@@ -106,7 +106,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for number, entries in state.items():
         if number not in written or _forms(entries) != _forms(written[number]):
             raise ValueError(
-                f"Expected of parameter {number} the state {_forms(written.get(number, {}))}, but found another one."
+                f"Expected the state {_forms(written.get(number, {}))} for parameter {number}, but found another one."
             )
 
 

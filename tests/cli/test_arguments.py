@@ -33,7 +33,7 @@ from pyro_gvae.config.train import TrainConfig
         (["train", "--zzzzzz"], "Try pyro-gvae train --help."),
         (["train", "--resume"], "Try pyro-gvae train --help."),
         (["train", "--quite"], "Try '--quiet'."),
-        (["evaluate", "x", "--max-memory", "0"], "Expected a positive max_memory, but found 0.0."),
+        (["evaluate", "x", "--max-memory", "0"], "Expected a positive number as max_memory, but found 0.0."),
         (["train", "--dataset", "mnits"], "Expected --dataset among digits, mnist"),
         (["train", "--dataset", "mnits"], "but found 'mnits'. Try 'mnist'."),
         (["gradients", "--estimators", "exact", "reinmx"], "Try 'reinmax'."),

@@ -73,7 +73,7 @@ def test_a_dry_run_writes_nothing(words, tmp_path, monkeypatch, capsys):
     ("words", "sentence"),
     [
         (["train", "--optimizer", "Adamant"], "Expected the name of an optimizer"),
-        (["compare", "--batch-size", "5000"], "Expected a batch_size of at most 1437"),
+        (["compare", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 training data"),
         (["list"], "Expected --dry-run with train and compare, but found it with list."),
     ],
 )

@@ -33,12 +33,12 @@ from pyro_gvae.config.compare import CompareConfig
         ({"sizes": ("8-4",)}, "Expected a size KxN, but found '8-4'. Try 8x4, which means K = 8 and N = 4"),
         ({"sizes": ("1x4",)}, "Expected num_categories of at least 2, but found 1"),
         ({"sizes": ("8x4", "8x4")}, "Expected one or more different sizes"),
-        ({"temperatures": (0.5, -1.0)}, "Expected a positive temperatures, but found -1.0"),
+        ({"temperatures": (0.5, -1.0)}, "Expected a positive number as temperatures, but found -1.0"),
         ({"learning_rates": (1e-3, 0.0)}, "Expected a positive number or a schedule as learning_rate, but found 0.0"),
         ({"workers": 0}, "Expected workers of at least 1, but found 0"),
         ({"backend": "dask"}, "Expected a scheduler with the backend dask, but found one without the other"),
         ({"scheduler": "tcp://localhost:1"}, "Expected a scheduler with the backend dask"),
-        ({"max_memory": -1.0}, "Expected a positive max_memory, but found -1.0"),
+        ({"max_memory": -1.0}, "Expected a positive number as max_memory, but found -1.0"),
     ],
 )
 def test_invalid_settings_are_refused(setting, sentence):

@@ -10,6 +10,7 @@ from pyro_gvae.elbos.coupled import DisARM
 from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.noise import by_uniform_noise
 from pyro_gvae.programs.site import Site
 
 MANY = 40_000
@@ -20,7 +21,7 @@ MANY = 40_000
 def test_codes_have_their_probability_and_the_correlation_that_is_corrected(prob, num_codes):
     torch.manual_seed(0)
     log_probs = torch.tensor([1 - prob, prob], dtype=torch.float64).log().expand(MANY, 1, 2)
-    first, noise = arms._draw(log_probs, torch.Size((1,)))
+    first, noise = by_uniform_noise(arms._codes_of)(log_probs, torch.Size((1,)))
     batch = torch.Size([MANY])
     site = Site(None, log_probs, batch, batch, 1.0, None)
     bits = torch.cat([first, arms._others(site, noise, num_codes - 1)])[..., 0, 1]  # (P, many)

@@ -13,7 +13,7 @@ from pyro_gvae.elbos.exact import ExactELBO, ExactEvidence
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import ESTIMATORS, Objective, estimator, with_free_bits, with_kl_weight
-from pyro_gvae.estimators.claims import FreeNats, WeighedKL
+from pyro_gvae.estimators.claims import FreeNats, WeightedKL
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, weigh_kl
 from pyro_gvae.jit.traced_elbo import TracedELBO
@@ -219,9 +219,9 @@ def test_every_other_objective_has_a_kl():
 def test_what_became_of_the_kl_is_said():
     beta = torch.tensor(0.5)
     chosen = with_free_bits(with_kl_weight(estimator("exact"), beta), 0.25)
-    assert chosen.objective is Objective.ELBO and chosen.details == (WeighedKL(beta), FreeNats(0.25))
+    assert chosen.objective is Objective.ELBO and chosen.details == (WeightedKL(beta), FreeNats(0.25))
     assert chosen.approximates == (
-        "the ELBO of the discrete model, with its KL weighed by beta, with 0.25 free nats for each latent"
+        "the ELBO of the discrete model, with its KL weighted by beta, with 0.25 free nats for each latent"
     )
 
 

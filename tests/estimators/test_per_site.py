@@ -314,7 +314,7 @@ def test_losses_of_joint_codes_are_refused(name):
 
 
 def test_what_cannot_be_put_together_is_refused():
-    with pytest.raises(ValueError, match=r"found 'exact' for z, of .* its KL weighed by beta\. Try the same"):
+    with pytest.raises(ValueError, match=r"found 'exact' for z, of .* its KL weighted by beta\. Try the same"):
         estimator({"z": with_kl_weight(estimator("exact"), 0.5)})
     with pytest.raises(ValueError, match=r"Expected options that estimator\({..}\) has, but .*'kl'"):
         estimator({"z": "gumbel-softmax"}, kl="categorical")

@@ -137,7 +137,7 @@ def test_a_relaxation_takes_two_thirds_where_a_program_has_no_temperature(own):
 
 
 def test_names_may_have_options_in_brackets():
-    assert estimator("gumbel-softmax[kl=categorical]").approximates == "the discrete ELBO, at soft samples"
+    assert estimator("gumbel-softmax[kl=categorical]").approximates == "the ELBO of the discrete model, at soft samples"
     assert estimator("per-site[z=exact,default=reinforce-loo]").name == "per-site[z=exact,default=reinforce-loo]"
 
 

@@ -179,6 +179,7 @@ def test_the_weights_of_a_run_come_back(run):
 def test_a_run_folder_is_decomposed(run):
     table = run_gaps(run, num_data=50, num_particles=3)
     assert list(table["estimator"]) == list(SMALL.estimators) and (table["data"] == 50).all()
+    assert list(table["relaxed"]) == ["gumbel-softmax" in name for name in SMALL.estimators]
     for low, high, gap in zip(BOUNDS[:-1], BOUNDS[1:], GAPS, strict=True):
         assert (table[high] - table[low]).values == pytest.approx(table[gap].values, abs=1e-3)
     pd.testing.assert_frame_equal(pd.read_csv(run / "gaps.csv"), table)

@@ -14,7 +14,8 @@ from pyro_gvae import exact
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.evaluate.code_statistics import guide_log_probs, joint_mutual_information, table_mutual_information
-from pyro_gvae.evaluate.guides import joined, read_guide
+from pyro_gvae.evaluate.guided import joined
+from pyro_gvae.evaluate.guides import read_guide
 from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import weigh_kl

@@ -4,8 +4,10 @@ from functools import partial
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pairs import DATA, B, chain_guide, chain_model, no_guide, one_hot, weights, without_markov, words_model
+from pyro import poutine
 
 from pyro_gvae import exact
 from pyro_gvae.exact import Pair
@@ -99,3 +101,16 @@ def test_latents_that_the_guide_lacks_are_factorized_too():
                 pyro.sample(f"z{t}", one_hot(logits[f"z{t}"].squeeze(-2)))
 
     close(exact.elbo(Pair(chain_model, guide), DATA), found.elbo)
+
+
+def test_statements_of_one_chain_need_one_scale():
+    def model(x):
+        z = torch.tensor(0)
+        with pyro.plate("data", len(x)):
+            for t in pyro.markov(range(2)):
+                z = pyro.sample(f"z{t}", dist.Categorical(logits=torch.eye(2).double()[z]))
+                with poutine.scale(scale=1.0 + t):
+                    pyro.sample(f"x{t}", dist.Normal(z.double(), 1.0), obs=x[:, t])
+
+    with pytest.raises(ValueError, match="share one scale"):
+        mean_field(Pair(model, no_guide), DATA)

@@ -597,7 +597,7 @@ def _no_site(x: Tensor) -> None:
 REFUSED_MODELS = {
     "another latent": (_program(_normal_latent), "whose latents are all discrete, but found 'w'"),
     "no code": (_no_site, "model to have a discrete site, latent or observed, but found none"),
-    "nothing observed": (_unobserved, "model to observe data, but found no statement but the latent 'z'"),
+    "nothing observed": (_unobserved, "model to observe data, but found only latents: 'z'"),
     "site outside of the plate": (_outside, r"inside of its plate\(s\) \['data'\], but found 'x' outside"),
     "plate of latents": (_plate_of_latents, r"inside of its plate\(s\) \['latents'\].* one site with \.to_event\(1\)"),
     "batch without a plate": (_unplated_latents, r"batch shape \(2,\) of the discrete latents.* 'x'"),
@@ -615,7 +615,7 @@ def test_models_without_an_exact_sum_are_refused(name):
 @pytest.mark.parametrize(
     ("guide", "sentence"),
     [
-        (_program(), "guide to observe nothing, but found 'x'"),
+        (_program(), "guide to observe nothing, but found that it observes 'x'"),
         (_with_another_code, "same name in the model, but found 'w' in the guide alone"),
     ],
 )

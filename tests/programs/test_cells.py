@@ -169,6 +169,8 @@ def test_evaluations_are_those_of_each_plate():
     torch.testing.assert_close(both, torch.cat(parts), rtol=0, atol=0.1)
     both, *parts = each_apart(lambda pair, data: exact.log_evidence(pair, *data).sum())
     torch.testing.assert_close(both, sum(parts))
+    both, *parts = each_apart(lambda pair, data: exact.mean_field(pair, *data).elbo.sum())
+    torch.testing.assert_close(both, sum(parts))
     both, *parts = each_apart(lambda pair, data: exact.posterior(pair, *data).marginals)
     torch.testing.assert_close(both["y"], parts[1])
 

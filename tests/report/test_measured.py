@@ -105,10 +105,15 @@ def test_an_advice_shows_what_it_compares(measured, tmp_path):
 
 def test_a_bound_above_the_evidence_is_named():
     row = {"estimator": "exact", "relaxed_bound": -9.0, "elbo": -12.0, "log_evidence": -10.0, "relaxation_gap": -3.0}
-    table = pd.DataFrame([row | {"amortization_gap": 1.5, "mean_field_gap": 0.5}])
+    table = pd.DataFrame([row | {"relaxed": True, "amortization_gap": 1.5, "mean_field_gap": 0.5}])
     assert gaps_remarks(table) == [
         "The relaxed bound of <b>exact</b> is 3.00 nats above the ELBO of its discrete model, and 1.00 above log p(x), "
         "which no bound of the discrete model can exceed."
+    ]
+    never = table.assign(relaxed=False, relaxed_bound=-20.0, relaxation_gap=8.0)
+    assert gaps_remarks(never) == [
+        "The relaxed bound of <b>exact</b> is 8.00 nats below the ELBO of its discrete model, which was never trained "
+        "with soft codes."
     ]
     assert gaps_remarks(table.drop(columns=["relaxed_bound", "relaxation_gap"])) == []
     assert "lacks 2.00 of that: 1.50 because the encoder" in gaps_finding(table)

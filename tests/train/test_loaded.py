@@ -14,6 +14,7 @@ from torch import nn
 import pyro_gvae
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, encode, exact, fit, load_run
 from pyro_gvae.cli.main import main
+from pyro_gvae.config.commands import ResumeConfig
 from pyro_gvae.data.tables import decoded
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
 from pyro_gvae.models.hidden_markov_model import HiddenMarkovModel
@@ -151,10 +152,11 @@ def test_a_command_resumes_what_fit_began(tmp_path):
     config = TrainConfig(stages="exact:4steps", batch_size=4, evaluate_every="2steps")
     fit(halfway, images(), config, output=folder, progress=False, milestones=milestones)
     assert not load_run(folder).is_finished
-    assert resume(folder)[1].steps == 4 and same(load_run(folder).model().state_dict(), whole.state_dict())
+    _, done = resume(ResumeConfig(folder))
+    assert done.steps == 4 and same(load_run(folder).model().state_dict(), whole.state_dict())
     (folder / "checkpoint.safetensors").unlink()
     with pytest.raises(ValueError, match=r"Expected a checkpoint of fit in .* Try the same call of fit"):
-        resume(folder)
+        resume(ResumeConfig(folder))
 
 
 class Mine(CategoricalVAE):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_gvae import load_run
+from pyro_gvae.config.commands import ResumeConfig
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint, load_tensors
@@ -79,8 +80,8 @@ def test_a_plan_that_does_not_begin_with_the_own_is_refused(tmp_path):
 
 def test_the_folder_says_what_was_asked_for_before(tmp_path):
     trained(tmp_path, "exact:4steps")
-    resume(tmp_path, more="2steps")
-    _, done = resume(tmp_path, more="gumbel-softmax:1steps")
+    resume(ResumeConfig(tmp_path, more="2steps"))
+    _, done = resume(ResumeConfig(tmp_path, more="gumbel-softmax:1steps"))
     assert done.steps == 7
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["train"]["stages"] == "exact:4steps,exact:2steps,gumbel-softmax:1steps"
@@ -96,9 +97,9 @@ def test_more_stages_of_a_run_that_has_used_its_budget_are_refused(tmp_path):
     trained(tmp_path, "exact:9steps", steps=4)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"has used all of its 4\. Try --steps 8 as well"):
-        resume(tmp_path, more="2steps")
+        resume(ResumeConfig(tmp_path, more="2steps"))
     assert (tmp_path / "config.json").read_bytes() == before
-    assert resume(tmp_path, more="2steps", steps=10)[1].steps == 10
+    assert resume(ResumeConfig(tmp_path, more="2steps", steps=10))[1].steps == 10
 
 
 def test_a_run_that_is_killed_while_it_goes_on_is_unfinished_and_goes_on(tmp_path, monkeypatch):
@@ -108,8 +109,8 @@ def test_a_run_that_is_killed_while_it_goes_on_is_unfinished_and_goes_on(tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr("pyro_gvae.train.fit._advance", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
-            resume(folder, more="4steps")
+            resume(ResumeConfig(folder, more="4steps"))
     assert not load_run(folder).is_finished and not (folder / "weights.safetensors").exists()
     assert load_checkpoint(folder / "checkpoint.safetensors")["state"]["done"] is None
-    resume(folder)
+    resume(ResumeConfig(folder))
     assert_the_same(folder, tmp_path / "whole")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_gvae import exact
+from pyro_gvae.config.commands import ResumeConfig
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -81,7 +82,7 @@ def test_a_run_keeps_the_judge_that_it_has_written(tmp_path):
     (tmp_path / "begun").mkdir()
     written["train"]["judge"] = "sampled"
     (tmp_path / "begun" / "config.json").write_text(json.dumps(written))
-    _, done = resume(tmp_path / "begun")
+    _, done = resume(ResumeConfig(tmp_path / "begun"))
     assert done.history[-1]["elbo_is"] == "sampled"
 
 

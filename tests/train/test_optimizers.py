@@ -32,7 +32,7 @@ def test_a_state_fits_its_own_optimizer_and_no_other(name):
     state = optimizer.state_dict()["state"]
     check_optimizer_state(optimizer, state)
     wrong = {number: {**entries, "other": 1} for number, entries in (state or {0: {}}).items()}
-    with pytest.raises(ValueError, match="Expected of parameter 0 the state"):
+    with pytest.raises(ValueError, match="for parameter 0, but found another one"):
         check_optimizer_state(optimizer, wrong)
 
 
