@@ -1,23 +1,27 @@
 """Free bits: an ELBO that does not push the KL of a latent below a threshold."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 from typing_extensions import override
 
 from ..exact.averages import Averages
+from ..handlers.one_hot_messenger import innermost
 from ..programs.chains import lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
 from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
-from ..programs.latents import TooManyCodesError
+from ..programs.latents import TooManyCodesError, first_value
 from ..programs.layout import lay_out
-from ..programs.look import Look, look
+from ..programs.look import Look, any_draw, look
 from ..programs.modes import without_trace
+from ..programs.provenance import Provenance
 from ..programs.runs import Runs
+from ..programs.statements import Reader
 from .exact import ExactEvidence
 from .mixture import WakeMixture
 from .penalized import PenalizedELBO, Penalty, fits_one_slice
@@ -54,7 +58,8 @@ class FreeBits(PenalizedELBO):
     other loss samples its KL, gradients below the threshold cancel only on average. If its KL is the relaxed one of
     Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the guide's sites apply to
     this KL too: masked data do not count, a latent that data share counts once, and under `weigh_kl` a latent costs
-    beta max(lambda, KL_n).
+    beta max(lambda, KL_n). Latents that an autoguide computes from one auxiliary draw have one KL and the sum of their
+    thresholds.
 
     Args:
         elbo: the loss to add the term to: any loss of Pyro or of this package that has a KL.
@@ -87,15 +92,17 @@ class FreeBits(PenalizedELBO):
     def plan_penalty(self, runs: Runs) -> Penalty:
         """Choose how KLs are computed; the penalty is the sum of B max(lambda - KL_n, 0) over all latents."""
         seen = look(runs)
-        way, labels = _find(runs, seen), frozenset(seen.labels)
-        return lambda bound: self._of(way(bound), labels)
+        way, labels, computed = _find(runs, seen), frozenset(seen.labels), _computed(runs, seen)
+        return lambda bound: self._of(way(bound), labels, computed)
 
-    def _of(self, kls: dict[str, LatentKL], labels: frozenset[str]) -> Tensor:
-        self._check_names(kls, labels)
+    def _of(self, kls: dict[str, LatentKL], labels: frozenset[str], computed: "_Computed") -> Tensor:
+        self._check_names([name for name in kls if name not in computed.auxiliary], labels)
         terms = []
-        for name, kl in kls.items():
-            mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
-            terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
+        for names in computed.together(kls):
+            value, weight = functools.reduce(torch.add, [kls[name].value for name in names]), kls[names[0]].weight
+            threshold = sum(self._threshold(name) for name in names if name not in computed.auxiliary)
+            mean = value / weight.clamp_min(torch.finfo(value.dtype).tiny)  # a weight of 0 is allowed
+            terms.append(weight * (threshold - mean).clamp_min(0).sum())
         return functools.reduce(torch.add, terms) if terms else torch.zeros(())
 
     def _check_names(self, known: Iterable[str], labels: frozenset[str]) -> None:
@@ -110,6 +117,38 @@ class FreeBits(PenalizedELBO):
 
     def _threshold(self, name: str) -> float:
         return self.nats if isinstance(self.nats, float) else self.nats.get(name, 0.0)
+
+
+class _Computed(NamedTuple):
+    """Auxiliary draws of a guide, and the latents that it computes from them, as autoguides do."""
+
+    auxiliary: frozenset[str]
+    groups: list[frozenset[str]]  # of draws and latents
+
+    def together(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """Yield names in groups that have one KL; none of a draw from which nothing is computed."""
+        known = self.auxiliary.union(*self.groups)
+        yield from ([name] for name in names if name not in known)
+        yield from ([name for name in names if name in group] for group in self.groups)
+
+
+def _computed(runs: Runs, seen: Look) -> _Computed:
+    """Find the latents of a guide whose values are computed from auxiliary draws."""
+    auxiliary = frozenset(seen.guide.continuous().keys() - seen.model.messages.keys())
+    if not auxiliary:
+        return _Computed(auxiliary, [])
+    reader, provenance = Reader(first_value, any_draw(seen.given), seen.roles.read), Provenance()
+    with torch.no_grad(), without_trace(), reader, provenance:
+        runs.again().guide()
+    groups: list[frozenset[str]] = []
+    for name, msg in reader.continuous().items():
+        fn = innermost(msg["fn"])
+        draws = provenance.of(fn.v) & auxiliary if isinstance(fn, Delta) else frozenset()
+        if draws:
+            group = draws | {name}
+            others = [other for other in groups if not other & group]
+            groups = [*others, group.union(*(other for other in groups if other & group))]
+    return _Computed(auxiliary, groups)
 
 
 def _find(runs: Runs, seen: Look) -> Way:

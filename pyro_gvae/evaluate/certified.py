@@ -226,7 +226,7 @@ def _largest_of(factor: Factor) -> Tensor | None:
     family, value = innermost(factor.fn), factor.value.to(factor.log_prob.dtype)
     if isinstance(family, Bernoulli | dist.Bernoulli):
         each = torch.xlogy(value, value) + torch.xlogy(1 - value, 1 - value)
-    elif family.support.is_discrete:
+    elif _is_discrete(family):
         each = torch.zeros_like(value)
     elif isinstance(family, Gaussian):
         each = -(family.scale.log() + 0.5 * math.log(2 * math.pi)).expand(value.shape)
@@ -234,6 +234,14 @@ def _largest_of(factor: Factor) -> Tensor | None:
         return None
     found = each.sum(tuple(range(-factor.fn.event_dim, 0))) if factor.fn.event_dim else each
     return found.clamp_min(0.0) if _is_masked(factor.fn) else found  # masked values add 0
+
+
+def _is_discrete(family: Any) -> bool:
+    try:
+        found: bool = family.support.is_discrete
+    except NotImplementedError:  # a distribution of the user's, which needs no support to be scored
+        return False
+    return found
 
 
 def _is_masked(fn: Any) -> bool:

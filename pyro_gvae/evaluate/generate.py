@@ -1,5 +1,6 @@
 """Encode, reconstruct and sample with a trained model, always with hard codes, whichever estimator trained it."""
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
 from ..exact.best import best_codes
 from ..exact.plan import PerLatent, per_latent
+from ..handlers.one_hot_messenger import innermost
 from ..handlers.sites import Discrete, Run
 from ..models.base import VAE
 from ..programs.chains import lay_out_chains
@@ -79,11 +81,13 @@ def encode(pair: HasPair, x: Data, kind: CodeKind = "map", *, max_memory: float 
 def _mean(name: str, fn: Any) -> Tensor:
     try:
         mean: Tensor = fn.mean
-    except NotImplementedError as error:
+    except NotImplementedError:
+        mean = torch.full((), math.nan)
+    if not mean.isfinite().all():  # as that of a Cauchy distribution
         raise ValueError(
-            f"Expected continuous latents that have a mean, but found '{name}', a {type(fn).__name__}. Try "
+            f"Expected continuous latents that have a mean, but found '{name}', a {type(innermost(fn)).__name__}. Try "
             'kind="sample".'
-        ) from error
+        )
     return mean
 
 

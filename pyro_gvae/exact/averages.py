@@ -92,7 +92,8 @@ class Averages(NamedTuple):
         weights: dict[str, Tensor] = {}
         costs = []
         with torch.enable_grad():
-            for name, ratio in self._ratios().items():
+            auxiliary = {name: term for name, term in q.others.items() if name not in p.others}
+            for name, ratio in (self._ratios() | auxiliary).items():
                 is_read = name in q.sites
                 count = q.sites[name].latent.num_latents if is_read else 1
                 own = weights[name] = ratio.values.new_ones(count).requires_grad_()

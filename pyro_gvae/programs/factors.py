@@ -53,6 +53,12 @@ class Reading(NamedTuple):
         """Return all sites and factors."""
         return [*self.sites.values(), *self.factors.values()]
 
+    def dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes of all log-probabilities, and of scales that differ between data."""
+        scales = [site.scale for site in self.sites.values() if isinstance(site.scale, Tensor) and site.scale.dim()]
+        scores = [site.log_probs for site in self.sites.values()] + [one.log_prob for one in self.factors.values()]
+        return [values.dtype for values in scores + scales]
+
     def score_of(self, name: str, codes: Codes) -> Tensor:
         """Return the log-probability (s, B or 1) of a discrete latent's codes in nats, neither scaled nor masked."""
         site = self.sites[name]
@@ -201,6 +207,10 @@ class Layout(NamedTuple):
     def is_shared(self) -> bool:
         """Whether several data share a discrete latent."""
         return len(self.levels) > 1
+
+    def widened(self, values: Tensor) -> Tensor:
+        """Convert log-probabilities to the dtype of sums, if it is wider than theirs."""
+        return values.to(torch.promote_types(values.dtype, self.dtype))
 
     def few(self) -> tuple[int, int]:
         """Return two small numbers of codes that no plate has as its size, so that pairing codes with data fails."""

@@ -2,8 +2,8 @@ r"""The KL of each latent of a pair, digit by digit: in closed form, summed over
 
 .. math:: \mathrm{KL}_n = \mathrm{E}_q[\log q(z_n | z', x) - \log p(z_n | z'')]
 
-where z' and z'' are the latents that z_n depends on in the guide and in the model. These KLs add up to
-KL(q(z | x) || p(z)).
+where z' and z'' are the latents that z_n depends on in the guide and in the model. An auxiliary latent of the guide has
+E_q[log q], so that these KLs add up to KL(q(z | x) || p(z)).
 """
 
 from collections.abc import Iterable
@@ -117,9 +117,9 @@ def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor,
             ratio = (ratio.sum(-1) - p.factors[coupling_of(name)].unweighed()).unsqueeze(-1)
         yield name, ratio * site.weight.unsqueeze(-1), site.weight
     for name, factor in q.factors.items():
-        if name in p.factors:
-            weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))
-            yield name, (factor.log_prob - p.factors[name].log_prob).unsqueeze(-1), weight
+        weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))
+        ratio = factor.log_prob - p.factors[name].log_prob if name in p.factors else factor.log_prob
+        yield name, ratio.unsqueeze(-1), weight
 
 
 def _both_independent(q: Reading, p: Reading) -> dict[str, LatentKL]:

@@ -2,7 +2,8 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -51,12 +52,11 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
     layout = _from_plates(seen, drawn)
     _check_no_mixing(runs, seen, layout, drawn, with_guide)
     readings: list[Reading] = []
-    obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
+    obstacle = obstacle_of(lambda: readings.extend(_read_both(runs, layout, layout.few()[0], with_guide)))
     if obstacle is None:
-        return layout._replace(guide_depends=readings[0].depends)
+        return layout._replace(guide_depends=readings[0].depends, dtype=_widest(layout, readings))
     plain = layout._replace(obstacle=obstacle)
-    _read_both(runs, plain, 1, with_guide)
-    return plain
+    return plain._replace(dtype=_widest(plain, _read_both(runs, plain, 1, with_guide)))
 
 
 def _from_plates(seen: Look, drawn: list[str]) -> Layout:
@@ -71,6 +71,7 @@ def _from_plates(seen: Look, drawn: list[str]) -> Layout:
     shapes += [msg["fn"].batch_shape for msg in labels.values()]
     cells = Cells.of(shapes)
     first = _first_tensor(model)
+    own = torch.promote_types(first.dtype, torch.float32)
     levels = _levels(model, cells)
     return Layout(
         space=Space(tuple(latent_of(name, model.discrete[name]) for level in levels for name in level.names)),
@@ -80,7 +81,7 @@ def _from_plates(seen: Look, drawn: list[str]) -> Layout:
         cells=cells,
         plates=frozenset().union(*(plates_of(model.messages[name]) for name in (*model.discrete, *drawn, *labels))),
         sizes=frozenset([*cells.shape, *(frame.size for frame in frames)]),
-        dtype=torch.promote_types(first.dtype, torch.float32),
+        dtype=reduce(torch.promote_types, (found.natural.dtype for found in guide.discrete.values()), own),
         device=first.device,
         obstacle=None,
         guide_depends=True,
@@ -149,12 +150,16 @@ def _first_tensor(model: Reader) -> Tensor:
     return next(itertools.chain((found.natural for found in model.discrete.values()), values, scores))
 
 
-def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
+def _widest(layout: Layout, readings: Sequence[Reading]) -> torch.dtype:
+    """Return the dtype of sums over a pair whose parts may differ, as networks in float32 and data in float64 do."""
+    return reduce(torch.promote_types, (dtype for reading in readings for dtype in reading.dtypes()), layout.dtype)
+
+
+def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> tuple[Reading, Reading]:
     codes = layout.some_codes(num_codes)
     place = given_codes(layout, codes)
     q = read_with(runs.guide, layout, place, any_draw({})) if with_guide else Reading({}, {}, {})
-    read_with(runs.model, layout, place, any_draw(q.values))
-    return q
+    return q, read_with(runs.model, layout, place, any_draw(q.values))
 
 
 def _codes_behind(guide: Run, read_before: Reader, codes: frozenset[str]) -> dict[str, frozenset[str]]:

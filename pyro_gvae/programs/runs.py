@@ -119,9 +119,14 @@ def split(batch: Any, size: int) -> Iterator[tuple[Any, ...]]:
     """Yield a batch in parts of at most `size` data, as arguments of a program.
 
     Tensors as long as the first argument are cut along their first dimension. Each part gets all other arguments.
+
+    Raises:
+        ValueError: if there are no data.
     """
     arguments = items(batch)
     length = len(arguments[0])
+    if length == 0:
+        raise ValueError("Expected one datum or more, but found none. Try x[:1] to see the shape of a result.")
     for start in range(0, length, size):
         rows = slice(start, start + size)
         yield tuple(

@@ -165,7 +165,7 @@ def sites_of(reader: Reader, layout: Layout) -> dict[str, Site]:
 
 def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:
     cells, sizes = layout.cells, layout.cells.sizes(found.batch_shape)
-    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
+    logits = flat(layout.widened(at_least_float32(found.logits)), found)  # (*batch, N, K)
     if cells.is_placed(sizes):  # elsewhere the latent has only its first category
         logits = logits.reshape(*(1,) * (len(sizes) + 2 - logits.dim()), *logits.shape)
         logits = cells.placed(logits, first_category(logits).log(), 2)
@@ -253,6 +253,7 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
 
 def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor:
     """Return the scores of a statement as a factor, scaled and masked."""
+    scores = layout.widened(scores)
     weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
     cells, own, found = layout.cells, layout.padded_shape, weighed.shape[1:]

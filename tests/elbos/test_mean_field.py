@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import DATA, PROGRAMS
+from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 
 from pyro_gvae import CategoricalVAE, ExactELBO, make_step
@@ -82,3 +83,46 @@ def test_a_latent_without_rsample_is_refused_or_scored():
     bound = estimator("st-gumbel-softmax", kl="sampled").bind(model_and_guide)
     bound.elbo.loss_and_grads(bound.model, bound.guide, DATA)
     assert pyro.param("rate").grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("event_dim", [0, 1])
+@pytest.mark.parametrize("kind", ["gumbel-softmax[temperature=0.5]", "reinmax", "z"])
+def test_the_density_of_a_value_that_an_autoguide_computes_counts(kind, event_dim):
+    """Data do not depend on the code, so the exact loss is that of any soft code."""
+    logs = torch.tensor([0.3, -0.2])[: event_dim + 1].squeeze().double().requires_grad_()
+
+    def model(x):
+        widths = pyro.sample("widths", dist.Gamma(torch.full_like(logs, 2.0), 1.0).to_event(event_dim))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=torch.tensor([0.1, 0.4]).double()))
+            pyro.sample("x", dist.Normal(0.0, 1 + widths.sum()), obs=x[:, 0])
+
+    def guide(x):
+        pyro.sample("widths", dist.Delta(logs.exp(), log_density=-logs.sum(), event_dim=event_dim))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2).double()))
+
+    found = []
+    for name in ("exact", kind if kind != "z" else {"z": "reinmax"}):
+        bound = estimator(name).bind(Pair(model, guide))
+        loss = bound.elbo.differentiable_loss(bound.model, bound.guide, DATA)
+        found.append((loss.detach(), *torch.autograd.grad(loss, [logs])))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("half", ["model", "guide"])
+@pytest.mark.parametrize("what", ["scale", "mask"])
+@pytest.mark.parametrize("kind", ["st-gumbel-softmax", "z"])
+def test_latents_that_model_and_guide_weigh_differently_are_refused(kind, what, half):
+    def weighed(program):
+        weight = torch.arange(len(DATA)) > 0 if what == "mask" else 0.5
+        return getattr(poutine, what)(program, **{what: weight})
+
+    model, guide, _ = PROGRAMS["a normal given a code"]
+    pair = Pair(weighed(model), guide) if half == "model" else Pair(model, weighed(guide))
+    bound = estimator(kind if kind != "z" else {"y": "st-gumbel-softmax"}).bind(pair)
+    with pytest.raises(ValueError, match=rf"model and guide to {what} 'y' alike"):
+        bound.elbo.loss(bound.model, bound.guide, DATA)
+    both = Pair(weighed(model), weighed(guide))
+    bound = estimator("st-gumbel-softmax").bind(both)
+    assert torch.tensor(bound.elbo.loss(bound.model, bound.guide, DATA)).isfinite()

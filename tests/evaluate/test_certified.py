@@ -1,5 +1,7 @@
 """Certified bounds of log p(x): the interval contains the sum over all codes, for every model."""
 
+from typing import Any, ClassVar
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -157,6 +159,36 @@ def test_what_has_no_certain_bound_is_refused():
         certified_bounds(between, DATA, 4)
     with pytest.raises(ValueError, match="at least one code, but found num_codes=0"):
         certified_bounds(wide_vae(2, 2, 1.0, 0), torch.rand(3, 6).double(), 0)
+    with pytest.raises(ValueError, match="one datum or more, but found none"):
+        certified_bounds(wide_vae(2, 2, 1.0, 0), torch.rand(0, 6).double())
+
+
+class OnlyScored(dist.TorchDistribution):
+    """A density of the user's, without a support, which Pyro needs only to check data."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, centre: torch.Tensor) -> None:
+        self.centre = centre
+        super().__init__(centre.shape, validate_args=False)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return -(value - self.centre).abs()
+
+
+def test_a_distribution_without_a_support_has_no_upper_bound():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5]).double()))
+            pyro.sample("x", OnlyScored(torch.tensor([0.0, 1.0, 2.0]).double()[z].expand(z.shape)), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.ones(len(x), 3).double()))
+
+    pair = Pair(model, guide)
+    found = certified_bounds(pair, DATA, 2)
+    assert found.upper is None and (found.lower < exact.log_evidence(pair, DATA)).all()
 
 
 def test_an_evaluation_says_which_bound_is_certain():

@@ -9,6 +9,8 @@ import torch
 from brute import every_code, latents_of
 from pairs import DATA, PROGRAMS, FixedNormal, chain_model, no_guide, second_order_model, topic_guide, words_model
 from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
+from pyro import poutine
+from pyro.distributions.transforms import SigmoidTransform
 
 from pyro_gvae import exact
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
@@ -80,6 +82,22 @@ def test_continuous_latents_have_their_mean_beside_the_codes():
     assert encode(pair, DATA, "sample")["z"].shape == found["z"].shape
     with pytest.raises(ValueError, match="found 'z', over which no sum"):
         encode(pair, DATA, "exact")
+
+
+@pytest.mark.parametrize(
+    "fn", [dist.Cauchy(0.0, 1.0), dist.TransformedDistribution(dist.Normal(0.0, 1.0), [SigmoidTransform()])]
+)
+def test_a_continuous_latent_without_a_mean_is_refused(fn):
+    def program(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("z", fn.expand([len(x)]))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    pair = Pair(program, poutine.block(program, hide=["x"]))
+    with pytest.raises(ValueError, match=r"latents that have a mean, but found 'z', a (Cauchy|Transformed).*sample"):
+        encode(pair, torch.zeros(2))
+    assert encode(pair, torch.zeros(2), "sample")["z"].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["map", "exact"])
