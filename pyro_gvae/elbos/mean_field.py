@@ -7,18 +7,18 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution, TransformedDistribution
 from pyro.infer import TraceMeanField_ELBO
-from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import innermost
 from ..handlers.sites import EVERY_SITE, Messages, Program, Sites
+from ..handlers.upstream import direct_upstream
 from ..programs.kept import Kept
 from ..programs.modes import without_trace
 from ..runtime.compat.pyro import is_random, mask_of
 
-Upstream = Mapping[str, set[str]]
+Upstream = Mapping[str, frozenset[str]]
 
 
 @final
@@ -113,14 +113,13 @@ def check_analytic(
             and guide scale or mask one differently.
     """
     _check_weights(model, guide, args, kwargs, sites)
-    # Relaxed latents hide their dependences.
-    with without_trace(), poutine.block(), DiscretizeMessenger():
-        below = _upstream(get_dependencies(guide, args, kwargs))
+    with without_trace():
+        below = _upstream(direct_upstream(guide, args, kwargs))
         if not any(own - {name} for name, own in below.items()):
             return  # latents are independent in the guide: the model does not matter
-        above = _upstream(get_dependencies(model, args, kwargs))
+        above = _upstream(direct_upstream(model, args, kwargs))
     for name in below:
-        for other in above.get(name, set()) - {name}:
+        for other in above.get(name, frozenset()) - {name}:
             if name in sites and name in below.get(other, ()):
                 raise ValueError(
                     f"Expected a prior of '{name}' that depends on no latent below it in the guide, but found "
@@ -175,11 +174,10 @@ def _mask_of(msg: Messages) -> Tensor:
     return found
 
 
-def _upstream(found: Any) -> Upstream:
+def _upstream(direct: Upstream) -> Upstream:
     """Return for each site the sites that it depends on, directly or through others."""
-    direct = {name: set(own) for name, own in found["prior_dependencies"].items()}
     while True:
-        further = {name: own.union(*(direct.get(other, set()) for other in own)) for name, own in direct.items()}
+        further = {name: own.union(*(direct.get(other, frozenset()) for other in own)) for name, own in direct.items()}
         if further == direct:
             return direct
         direct = further

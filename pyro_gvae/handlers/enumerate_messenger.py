@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from pyro import poutine
 from pyro.distributions import Categorical, TorchDistribution
-from pyro.infer.inspect import get_dependencies
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
@@ -20,9 +18,9 @@ from ..runtime.compat.pyro import (
     samples_posterior,
 )
 from ..runtime.memory import in_words, memory_limit
-from .discretize_messenger import DiscretizeMessenger
 from .one_hot_messenger import OneHotMessenger
 from .sites import EVERY_SITE, Discrete, Kind, Messages, Program, Sites, plates_of
+from .upstream import direct_upstream
 
 
 class Enumerated(NamedTuple):
@@ -120,8 +118,7 @@ class EnumeratedMessenger(OneHotMessenger):
         """Refuse suspects that do depend on an enumerated site, which their shapes did not show."""
         super().check(program, args, kwargs)
         if self.suspects:
-            with poutine.block(), DiscretizeMessenger():
-                upstream: Any = get_dependencies(program, args, kwargs)["prior_dependencies"]
+            upstream = direct_upstream(program, args, kwargs)
             for (name, other), error in self.suspects.items():
                 if name in upstream.get(other, ()):
                     raise error

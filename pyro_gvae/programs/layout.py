@@ -7,12 +7,10 @@ from functools import reduce
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.infer.inspect import get_dependencies
 from torch import Size, Tensor
 
-from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Messages, Run, plates_of
+from ..handlers.upstream import direct_upstream
 from .cells import Cells
 from .factors import Layout, Level, Reading
 from .latents import READ_ALL, Roles, Space, latent_of
@@ -164,7 +162,7 @@ def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> 
 
 def _codes_behind(guide: Run, read_before: Reader, codes: frozenset[str]) -> dict[str, frozenset[str]]:
     """Return the codes that the value of each continuous latent of the guide depends on, through others as well."""
-    upstream = _upstream(guide)
+    upstream = direct_upstream(guide)
     found: dict[str, frozenset[str]] = {}
     for name in read_before.continuous():
         if name not in codes:
@@ -188,20 +186,13 @@ def _check_mixing(
     outside = {name: left for name, msg in read_before.messages.items() if (left := layout.plates - plates_of(msg))}
     if not (outside and codes):
         return
-    upstream = _upstream(program)
+    upstream = direct_upstream(program)
     for name, left in outside.items():
         for other in sorted(upstream.get(name, frozenset()) - {name}):
             for code in sorted({other} & codes or behind.get(other, frozenset())):
                 inner = plates_of(read_before.messages[code])
                 if code != name and inner & left:
                     raise mixes_data(name, code, inner & left)
-
-
-def _upstream(program: Run) -> dict[str, frozenset[str]]:
-    """Return the sites that each site of a program directly depends on, and itself."""
-    with poutine.block(), DiscretizeMessenger():
-        found: Any = get_dependencies(program)["prior_dependencies"]
-    return {name: frozenset(others) for name, others in found.items()}
 
 
 def warn_of(layout: Layout) -> None:

@@ -35,6 +35,22 @@ def test_an_analytic_kl_that_is_no_term_of_the_elbo_is_refused(kind):
             method(bound.model, bound.guide, DATA)
 
 
+def test_a_value_that_the_guide_computes_hides_no_dependence():
+    def model(x):
+        above = pyro.sample("above", dist.OneHotCategorical(logits=torch.zeros(2)))
+        pyro.sample("value", dist.Normal(0.0, 1.0))
+        pyro.sample("below", dist.OneHotCategorical(logits=above))
+
+    def guide(x):
+        below = pyro.sample("below", dist.OneHotCategorical(logits=torch.zeros(2)))
+        value = pyro.sample("value", dist.Delta(below[..., 0]))
+        pyro.sample("above", dist.OneHotCategorical(logits=torch.stack([value, -value], -1)))
+
+    bound = estimator("reinmax").bind(Pair(model, guide))
+    with pytest.raises(ValueError, match=r"prior of 'below' .*, which depends on 'below'"):
+        bound.elbo.loss(bound.model, bound.guide, DATA)
+
+
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
 def test_the_stock_loss_of_the_refused_program_is_no_elbo():
     """The negative control."""

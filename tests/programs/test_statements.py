@@ -56,20 +56,21 @@ def test_a_site_outside_of_the_plate_that_mixes_codes_is_refused(slice_size):
 
 @pytest.mark.parametrize("loop", [pyro.markov, iter])
 @pytest.mark.parametrize("loss", ["exact", "reinforce-loo"])
-def test_so_is_one_that_mixes_them_through_a_continuous_latent(loop, loss):
-    def drawn():
+@pytest.mark.parametrize("of_guide", [lambda z: dist.Normal(z, 1.0), dist.Delta], ids=["normal", "delta"])
+def test_so_is_one_that_mixes_them_through_a_continuous_latent(loop, loss, of_guide):
+    def drawn(law):
         for _ in loop(range(1)):
             z = pyro.sample("z", dist.Bernoulli(torch.full((5,), 0.4).double()))
-            c = pyro.sample("c", dist.Normal(z, 1.0))
+            c = pyro.sample("c", law(z))
         return c
 
     def guide(x):
         with pyro.plate("data", 5):
-            drawn()
+            drawn(of_guide)
 
     def model(x):
         with pyro.plate("data", 5):
-            c = drawn()
+            c = drawn(lambda z: dist.Normal(0.0 * z, 1.0))
             pyro.sample("x", dist.Normal(c, 1.0), obs=x)
         pyro.sample("total", dist.Normal(c.sum(-1, keepdim=True), 1.0), obs=torch.tensor([2.0]).double())
 
