@@ -8,6 +8,7 @@ from pairs import DATA, PROGRAMS
 from pyro.poutine.messenger import Messenger
 
 from pyro_gvae.diagnostics import gradient_report as report_module
+from pyro_gvae.diagnostics import probe as probe_module
 from pyro_gvae.diagnostics import timing
 from pyro_gvae.diagnostics.advise import advise_on
 from pyro_gvae.diagnostics.candidates import candidates
@@ -111,8 +112,9 @@ def test_another_objective_is_held_against_its_own_gradient(wrt):
 @pytest.mark.filterwarnings("ignore:Expected programs that accept codes")
 @pytest.mark.parametrize("name", ["bits and an integer", "a mixture with Dirichlet weights"])
 def test_every_estimator_is_a_row(name, monkeypatch):
-    """No number is tested here, so the fewest samples are enough: two for each of two groups."""
+    """No number is tested here, so the fewest samples are enough: two for each of two groups, after one warming up."""
     monkeypatch.setattr(report_module, "NUM_GROUPS", 2)
+    monkeypatch.setattr(probe_module, "WARMUP", 1)
     pyro.clear_param_store()
     pair = Pair(*PROGRAMS[name][:2])
     found = report(pair, list(ESTIMATORS), wrt=("parameters",), num_parameter_samples=4)
