@@ -102,17 +102,17 @@ def main(
 def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it at the switch and at fractions of its second stage, which are its `moment`s."""
     size, name = cell["size"], cell["estimator"]
-    steps = STEPS[size][name] // (100 if places.smoke else 1)
+    soft, steps = (1, STEPS[size][name] // 100) if places.smoke else (SOFT_EPOCHS, STEPS[size][name])
     written = f"reinmax[temperature={SEARCHED['reinmax'][size].temperature}]" if name == "reinmax" else name
     config = replace(
         places.placed(reinmax_protocol("reinmax", size), seed=cell["seed"]),
-        stages=f"{SOFT}:{SOFT_EPOCHS},{written}:{steps}steps",
+        stages=f"{SOFT}:{soft},{written}:{steps}steps",
         optimizer="Adam",
         learning_rate=LEARNING_RATES[size],
     )
     config = tiny(config) if places.smoke else config
-    switch = SOFT_EPOCHS * -(-num_data(dataset(config).train) // config.batch_size)
-    when = [f"{SOFT_EPOCHS}", *(f"{switch + max(1, round(part * steps))}steps" for part in PARTS)]
+    switch = soft * -(-num_data(dataset(config).train) // config.batch_size)
+    when = [f"{soft}", *(f"{switch + max(1, round(part * steps))}steps" for part in PARTS)]
     rows = train(config, when, sampled_scores, places.folder(NAME, cell))
     return [row | {"moment": f"{part:g}"} for part, row in zip((0, *PARTS), rows, strict=True)]
 

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from processes import Server
 
+from pyro_gvae.cli import commands as commands_module
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.report import style
@@ -99,10 +100,25 @@ def unrendered(without_rendering: Callable[[], AbstractContextManager[None]]) ->
         yield
 
 
+@pytest.fixture(scope="session")
+def without_reports() -> Callable[[], AbstractContextManager[None]]:
+    """Train without writing reports, since their figures take as long as a short training; `report` writes them."""
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compare_module, "write_report", lambda run: None)
+            patch.setattr(commands_module, "write_train_report", lambda run, **_: run / "report.html")
+            yield
+
+    return patched
+
+
 @pytest.fixture
-def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no reports of comparisons, since their figures take longer than the training."""
-    monkeypatch.setattr(compare_module, "write_report", lambda run: None)
+def unreported(without_reports: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Train without writing reports in one test."""
+    with without_reports():
+        yield
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_settings_come_from_a_file_and_options_override_them(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_a_run_is_repeated_from_its_config_and_said_as_json(tmp_path, capsys):
+def test_a_run_is_repeated_from_its_config_and_said_as_json(tmp_path, capsys, unrendered):
     run = train_run(tmp_path / "run")
     said = capsys.readouterr().out
     assert f"report: {run / 'report.html'}" in said and f"next: pyro-gvae evaluate {run}" in said

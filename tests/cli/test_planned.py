@@ -82,14 +82,14 @@ def test_a_dry_run_refuses_what_a_run_refuses(words, sentence, tmp_path, monkeyp
     assert main([*words, "--dry-run"]) == 2 and sentence in capsys.readouterr().err
 
 
-def test_a_dry_run_of_a_comparison_says_what_is_left(tmp_path, capsys):
+def test_a_dry_run_of_a_comparison_says_what_is_left(tmp_path, capsys, unreported):
     words = ["compare", *SMALL, "--epochs", "1", "--estimators", "exact", "--workers", "1", "-o", str(tmp_path / "run")]
     assert main([*words, "--seeds", "0"]) == 0
     assert main([*words, "--seeds", "0", "1", "--dry-run"]) == 0
     assert "1 to train of 2" in capsys.readouterr().out
 
 
-def test_what_is_trained_and_written_has_the_guessed_widths(tmp_path, capsys):
+def test_what_is_trained_and_written_has_the_guessed_widths(tmp_path, capsys, unrendered):
     words = ["train", "--dataset", "diabetes", "--num-latents", "1", "--stages", "exact:1steps", "--judge", "none"]
     assert main([*words, "-o", str(tmp_path / "run")]) == 0
     assert "\nnetworks: encoder MLP 22-32-8; decoder MLP 8-32-11\n" in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_what_is_trained_and_written_has_the_guessed_widths(tmp_path, capsys):
     assert "<dt>hidden</dt>" not in chosen and "<dt>hidden</dt><dd>32</dd>" in others
 
 
-def test_quiet_shows_results_alone(tmp_path, capsys):
+def test_quiet_shows_results_alone(tmp_path, capsys, unreported):
     assert main(["train", *SMALL, "--stages", "exact:2steps", "--quiet", "-o", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert said.err == "" and "2 steps" in said.out

@@ -15,7 +15,7 @@ from pyro_gvae.evaluate.metrics import code_usage
 from pyro_gvae.runs.checkpoint import load_tensors
 
 pytest.importorskip("pyarrow")
-pytestmark = pytest.mark.usefixtures("unrendered")
+pytestmark = pytest.mark.usefixtures("unrendered", "unreported")
 SMALL = ["--num-latents", 1, "--num-categories", 3, "--hidden", 4, "--batch-size", 16]
 #: Gigabytes for two blocks of two row groups of five columns each.
 MEMORY = 2 * 2 * 16 * 5 * 4 / 1e9
@@ -114,7 +114,6 @@ def test_labels_in_slices(model, file, tmp_path, said):
         said(command, run)
 
 
-@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("options", [["--columns", "group=ignore"], ["--model", "conditional", "--labels", "group"]])
 def test_a_comparison_in_slices(options, file, tmp_path, said, monkeypatch):
     monkeypatch.setattr("pyro_gvae.compare.cell.AT_A_TIME", 7)

@@ -53,7 +53,7 @@ def test_counts_of_words(tmp_path, said):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_table(tmp_path, said):
+def test_a_run_on_a_table(tmp_path, said, unreported):
     file, run = tmp_path / "people.csv", tmp_path / "run"
     write(file)
     options = ["--labels", "group", "--validation-share", 0.2, "--stages", "exact:2steps", *SMALL]

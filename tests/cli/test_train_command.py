@@ -68,7 +68,7 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize("rate", ["1e6", "1e36"])  # the second one leads to NaN
-def test_a_run_that_diverges_says_so(rate, capsys, tmp_path):
+def test_a_run_that_diverges_says_so(rate, capsys, tmp_path, unreported):
     diverging = ["train", "--stages", "exact:3steps", "--learning-rate", rate, "--output", str(tmp_path / "run")]
     code, said = run(capsys, *diverging, *SMALL)
     assert code == 1 and "fell from -" in said and "training diverged. Try a lower learning rate" in said
@@ -144,7 +144,7 @@ def test_a_finished_run_is_left_as_it_is(finished, folder, capsys):
     assert f"pyro-gvae resume {folder} --more 10 --data-dir 'my data'" in said
 
 
-def test_a_finished_run_is_trained_for_longer(folder, capsys):
+def test_a_finished_run_is_trained_for_longer(folder, capsys, unreported):
     words = ["resume", str(folder), "--more"]
     assert run(capsys, *words, "exat:5") == (2, ANY) and run(capsys, *words, "disarm:5") == (2, ANY)
     assert "extended" not in json.loads((folder / "config.json").read_text())

@@ -32,8 +32,8 @@ SMALL = CompareConfig(
     num_latents=2,
     num_categories=4,
     hidden=(32,),
-    epochs=4,
-    evaluations=4,
+    epochs=2,
+    evaluations=2,
     seeds=(0, 1),
 )
 EPOCH = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
@@ -162,7 +162,7 @@ def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unreported):
     pd.testing.assert_frame_equal(after.iloc[:1], before)
     config = json.loads((run / "config.json").read_text())
     assert config["seeds"] == [0, 1] and len(config["cells"]) == 4
-    assert config["extended"][0]["before"] == {"epochs": 4, "estimators": ["exact:1steps"], "seeds": [0]}
+    assert config["extended"][0]["before"] == {"epochs": 2, "estimators": ["exact:1steps"], "seeds": [0]}
     compare(replace(first, estimators=None), tell=told.append)  # nothing is new, and no default is added
     assert len(read_results(run)) == 4 and "further" not in told[-1]
     with pytest.raises(ValueError, match="found other values of batch_size"):

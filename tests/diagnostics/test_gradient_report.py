@@ -95,7 +95,7 @@ def test_the_report_agrees_with_enumeration():
 
 def test_parameters_are_held_to_the_exact_gradient_too():
     vae, x = PROBLEM.vae(), PROBLEM.x()
-    found = report(vae, x, [REINFORCE, "exact"], wrt=("parameters",), num_parameter_samples=256).iloc[0]
+    found = report(vae, x, [REINFORCE, "exact"], wrt=("parameters",), num_parameter_samples=64).iloc[0]
     assert abs(found["squared_bias"]) < 5 * found["squared_bias_se"] < found["mse"]
 
 
@@ -122,8 +122,8 @@ def test_one_backward_pass_gives_estimates_of_the_same_law(chosen):
     with seeded(3):
         together = Probe(problem, chosen)(1000)
         one_by_one = Probe(problem, chosen)
-        apart = torch.cat([one_by_one() for _ in range(400)])
-    assert together.shape == (1000, B * N * K) and apart.shape == (400, B * N * K)
+        apart = torch.cat([one_by_one() for _ in range(120)])
+    assert together.shape == (1000, B * N * K) and apart.shape == (120, B * N * K)
     for power in (1, 2):
         means, errors = zip(
             *((g.pow(power).mean(0), g.pow(power).var(0) / len(g)) for g in (together, apart)), strict=True
@@ -190,7 +190,7 @@ def user_pair():
 
 def test_a_users_pair_is_measured_as_it_stands():
     x = torch.rand(8, 6).round()
-    options = {"temperatures": (0.5,), "vectorize": False, "num_samples": 64, "num_parameter_samples": 64}
+    options = {"temperatures": (0.5,), "vectorize": False, "num_samples": 32, "num_parameter_samples": 32}
     found = report(user_pair(), x, ["exact", "gumbel-softmax", REINFORCE], wrt=("logits", "parameters"), **options)
     assert found["refused"].isna().all()
     assert (found["relative_bias"][found["estimator"] == "exact"] < 1e-6).all()  # the same random parameters throughout

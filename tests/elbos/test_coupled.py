@@ -92,7 +92,7 @@ def test_only_in_ascending_order_can_all_differ():
 def test_the_mean_is_the_exact_elbo_and_its_gradient(elbo, num_latents, num_categories):
     """Programs are scaled and masked here; plain ones are tested in `tests/estimators/test_unbiased.py`."""
     case = draws.case(num_latents, num_categories, scaled=True)
-    found = case.draws(elbo(num_particles=40), 400)
+    found = case.draws(elbo(num_particles=160), 100)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
     error = found.std(0).norm() / len(found) ** 0.5
     assert error < 0.05 * case.exact().norm()
@@ -108,7 +108,7 @@ def test_the_check_finds_pairs_without_weights(elbo, num_latents, num_categories
 
     case = draws.case(num_latents, num_categories)
     monkeypatch.setattr(coupled, "couple", unweighted)
-    found = case.draws(elbo(num_particles=40), 400)
+    found = case.draws(elbo(num_particles=160), 100)
     assert draws.z_scores(found, case.exact()).abs().max() > 10
 
 

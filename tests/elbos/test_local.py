@@ -38,7 +38,7 @@ def test_one_latent_is_exact_but_for_the_decoder(num_categories, scaled, num_par
 def test_the_mean_is_the_exact_elbo_and_its_gradient(num_latents, num_categories):
     """Programs are scaled and masked here; plain ones are tested in `tests/estimators/test_unbiased.py`."""
     case = draws.case(num_latents, num_categories, scaled=True)
-    found = case.draws(LocalExpectation(num_particles=4), 400)
+    found = case.draws(LocalExpectation(num_particles=20), 80)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
     error = found.std(0).norm() / len(found) ** 0.5
     assert error < 0.05 * case.exact().norm()
@@ -49,7 +49,7 @@ def test_the_check_finds_a_wrong_weight(monkeypatch):
     case = draws.case(2, 3)
     in_order = local._by_latent
     monkeypatch.setattr(local, "_by_latent", lambda *args: in_order(*args).flip(2))
-    found = case.draws(LocalExpectation(num_particles=4), 400)
+    found = case.draws(LocalExpectation(num_particles=20), 80)
     assert draws.z_scores(found, case.exact()).abs().max() > 10
 
 

@@ -1,7 +1,6 @@
 """Local expectation, DisARM, REBAR and RELAX with several latents: their mean gradient is the exact one."""
 
 import functools
-import itertools
 import warnings
 
 import pyro
@@ -34,6 +33,9 @@ from pyro_gvae.exact import Pair
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.programs import samples
 
+# `tests/estimators/test_table.py` compares means with the exact ones on many programs. Here are a negative control and
+# what those programs lack.
+
 #: Numbers of particles for about equal standard errors. RELAX is REBAR plus a network, and is tested less.
 LOSSES = {"local-expectation": 10, "disarm-iw": 60, "rebar": 60}
 ALL_LOSSES = LOSSES | {"relax": 60}
@@ -45,16 +47,6 @@ def strong(out, *inputs):
 
 
 PAIRS = PROGRAMS | {"strong layers": Program(two_layers_model, functools.partial(bottom_up_guide, dense=strong))}
-#: Latents that do or do not depend on the changed one; continuous ones before and after it; scales and masks; shared
-#: latents; two dimensions of plates.
-TAKEN = [
-    "strong layers",
-    "a normal given a code",
-    "a code given a normal",
-    "a global code",
-    "a subsampled plate with scale and mask",
-    "nested plates",
-]
 NUM_CALLS = 25
 
 
@@ -80,11 +72,9 @@ def exact(name):
     return with_gradients(lambda: ExactELBO().loss_and_grads(*PAIRS[name][:2], DATA))
 
 
-@pytest.mark.parametrize(
-    ("name", "program"),
-    [*itertools.product(LOSSES, TAKEN), ("relax", "strong layers"), ("relax", "a global code")],
-)
-def test_the_mean_is_the_exact_loss_and_gradient(name, program):
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_the_mean_is_the_exact_loss_and_gradient(name):
+    program = "strong layers"
     found = estimates(name, PAIRS[program], num_particles=ALL_LOSSES[name])
     assert distance(found, exact(program)) < 5
 
@@ -98,29 +88,7 @@ def test_the_check_finds_later_latents_that_are_not_drawn_again(name, program, m
     assert distance(found, exact(program)) > 8
 
 
-@pytest.mark.parametrize("name", ["local-expectation", "disarm-iw"])
-def test_integers_are_changed_like_one_hots(name):
-    program = "bits and an integer"
-    found = estimates(name, PAIRS[program], num_particles=LOSSES[name])
-    assert distance(found, exact(program)) < 5
-
-
-def bits_model(x):
-    with pyro.plate("data", len(x)):
-        a = pyro.sample("a", dist.Bernoulli(logits=weights(1)[0]))
-        b = pyro.sample("b", one_hot(linear(2, a.unsqueeze(-1))))
-        observe(a.unsqueeze(-1), b, obs=x)
-
-
-def bits_guide(x):
-    with pyro.plate("data", len(x)):
-        b = pyro.sample("b", one_hot(linear(2, x)))
-        pyro.sample("a", dist.Bernoulli(logits=x[:, 1] * b[..., 0]))
-
-
-def test_disarm_takes_latents_of_two_categories():
-    expected = with_gradients(lambda: ExactELBO().loss_and_grads(bits_model, bits_guide, DATA))
-    assert distance(estimates("disarm", (bits_model, bits_guide), num_particles=60), expected) < 5
+def test_disarm_names_the_latent_of_more_categories():
     with pytest.raises(ValueError, match=r"K=2 categories, but found K=3 at 'k': .* Try disarm-iw"):
         estimates("disarm", PROGRAMS["bits and an integer"])
 
@@ -212,12 +180,25 @@ def test_the_control_of_rebar_has_the_entropies_of_later_latents(monkeypatch):
 # Exact properties.
 
 
-@pytest.mark.parametrize("name", [*ALL_LOSSES, "unordered-set", "reinforce-wor"])
-def test_programs_that_do_not_broadcast_give_the_same_numbers_row_by_row(name):
+def layers(dense):
+    return Pair(*(functools.partial(program, dense=dense) for program in (two_layers_model, bottom_up_guide)))
+
+
+def m2(dense):
+    return Pair(m2_model, functools.partial(m2_guide, dense=dense))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pair"),
+    [
+        *((name, {}, layers) for name in [*ALL_LOSSES, "unordered-set", "reinforce-wor"]),
+        *((name, {"num_particles": 3}, m2) for name in ("disarm-iw", "rebar")),
+    ],
+)
+def test_programs_that_do_not_broadcast_give_the_same_numbers_row_by_row(name, options, pair):
     found = []
     for dense in (linear, concatenated):
-        pair = [functools.partial(program, dense=dense) for program in (two_layers_model, bottom_up_guide)]
-        model, guide, elbo = estimator(name).bind(Pair(*pair))
+        model, guide, elbo = estimator(name, **options).bind(pair(dense))
         pyro.set_rng_seed(0)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -226,11 +207,11 @@ def test_programs_that_do_not_broadcast_give_the_same_numbers_row_by_row(name):
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "double-cv"])
+@pytest.mark.parametrize("name", ["local-expectation", "double-cv"])
 def test_rows_of_programs_that_do_not_broadcast_are_samples(name):
-    pair = m2_model, functools.partial(m2_guide, dense=concatenated)
+    """They are drawn in another order than those of a program that broadcasts, so their numbers differ."""
     with pytest.warns(UserWarning, match="one joint code after another"):
-        found = estimates(name, pair, num_particles=4)
+        found = estimates(name, m2(concatenated), num_particles=4)
     assert distance(found, exact("a normal given a code")) < 5
 
 
@@ -268,7 +249,7 @@ def test_control_variates_of_several_latents_learn(name):
     assert learned < 0.5 * variance()
 
 
-@pytest.mark.parametrize("name", ALL_LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_recording_gives_the_same(name):
     found = []
     model, guide, plain = estimator(name, num_particles=2).bind(Pair(m2_model, m2_guide))

@@ -105,6 +105,11 @@ def test_the_relaxed_kl_is_weighed_as_its_sampled_density_ratio():
     assert once == pytest.approx(Trace_ELBO().loss(vae.model, vae.guide, x))
 
 
+CALLS, COPIES = 16, 64
+#: Student's t with 15 degrees of freedom exceeds this as rarely as a normal variable exceeds 5.
+LIMIT = 8.3
+
+
 def fair_vae():
     """Return a model whose guide draws every code within a few hundred draws, which is what these tests can afford."""
     vae = PROBLEM.vae()
@@ -114,15 +119,15 @@ def fair_vae():
     return vae
 
 
-def mean_gradients(chosen, pair, vae, x, repeats=400):
-    """Return mean and standard error of a loss and its gradient, flattened."""
+def mean_gradients(chosen, pair, vae, x, repeats=CALLS):
+    """Return mean and standard error of a loss and its gradient, flattened; each call is the mean for copies of x."""
     model, guide, elbo = chosen.bind(pair) if hasattr(chosen, "bind") else (*pair, chosen)
 
     def row():
         vae.zero_grad()
         with pyro.get_param_store().scope():
-            loss = elbo.loss_and_grads(model, guide, x)
-        return torch.cat([torch.tensor([loss], dtype=x.dtype), *(p.grad.flatten() for p in vae.parameters())])
+            loss = elbo.loss_and_grads(model, guide, x.repeat(COPIES, 1))
+        return torch.cat([torch.tensor([loss], dtype=x.dtype), *(p.grad.flatten() for p in vae.parameters())]) / COPIES
 
     table = torch.stack(validated_once(row, repeats))
     return table.mean(0), table.std(0) / math.sqrt(repeats)
@@ -140,33 +145,28 @@ def test_sampled_losses_weigh_their_kl():
     vae, x, beta = fair_vae(), PROBLEM.x(), 0.3
     pair = [weigh_kl(discretize(program), beta=beta) for program in (vae.model, vae.guide)]
     found = mean_gradients(ScoreFunction(num_particles=16), pair, vae, x)
-    assert off(found, vae, x, beta) < 5
-    assert off(found, vae, x, 1.0) > 5  # the ELBO itself is another objective
-
-
-def tenfold():
-    """Average ten estimates in one call, since a call costs the same: 40 calls are 400 estimates."""
-    return PROBLEM.x().repeat(10, 1)
+    assert off(found, vae, x, beta) < LIMIT
+    assert off(found, vae, x, 1.0) > LIMIT  # the ELBO itself is another objective
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ELBOS_OF_THE_MODEL)
 def test_every_estimator_of_the_elbo_weighs_its_kl(name):
-    vae, x, beta = fair_vae(), tenfold(), 0.3
+    vae, x, beta = fair_vae(), PROBLEM.x(), 0.3
     chosen = with_kl_weight(estimator(name), beta)
-    found = mean_gradients(chosen, vae, vae, x, repeats=2 if chosen.is_exact else 40)
-    assert off(found, vae, x, beta) < 5
-    assert off(found, vae, x, 1.0) > 5
+    found = mean_gradients(chosen, vae, vae, x, repeats=2 if chosen.is_exact else CALLS)
+    assert off(found, vae, x, beta) < LIMIT
+    assert off(found, vae, x, 1.0) > LIMIT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ELBOS_OF_THE_MODEL)
 def test_every_estimator_of_the_elbo_has_free_bits(name):
-    vae, x = fair_vae(), tenfold()
+    vae, x = fair_vae(), PROBLEM.x()
     chosen = with_free_bits(estimator(name), 1.0)
-    found = mean_gradients(chosen, vae, vae, x, repeats=2 if chosen.is_exact else 40)
-    assert off(found, vae, x, 1.0, nats=1.0) < 5
-    assert off(found, vae, x, 1.0) > 5
+    found = mean_gradients(chosen, vae, vae, x, repeats=2 if chosen.is_exact else CALLS)
+    assert off(found, vae, x, 1.0, nats=1.0) < LIMIT
+    assert off(found, vae, x, 1.0) > LIMIT
 
 
 @pytest.mark.usefixtures("recorded")
@@ -299,7 +299,7 @@ def test_steps_with_free_bits_are_recorded_and_train(name, options, recwarn):
     vae = CategoricalVAE(D, N, K, (7,)).double()
     x = PROBLEM.x()
     step = make_step(vae, with_free_bits(estimator(name, **options), 0.3), lr=0.05)
-    losses = torch.stack([step(x) for _ in range(60)])
+    losses = torch.stack([step(x) for _ in range(40)])
     assert losses[-10:].mean() < losses[:10].mean() and not recwarn
     kl = (formula(vae, x, 1.0) - formula(vae, x, 0.0)) / B
     assert kl > 0.3 * N * 0.9  # the KL is used, since it is free

@@ -162,8 +162,8 @@ def test_the_relaxed_bound_is_that_of_trace_elbo():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, without_rendering):
-    with without_rendering():
+def run(tmp_path_factory, without_reports):
+    with without_reports():
         return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
 
 

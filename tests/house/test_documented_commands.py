@@ -24,7 +24,6 @@ from shown import ROOT, SHOWN
 
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import cell as cell_module
-from pyro_gvae.compare import run as compare_module
 from pyro_gvae.data.datasets import table
 
 pytestmark = pytest.mark.slow
@@ -39,18 +38,17 @@ SMALLER = {
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
 RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine|some-labels|by-class|people)\S*")
-#: Runs other than those of `finished_run` -> options of `train` that make them.
+#: Runs with other data or programs -> options of `train` that make them.
 OTHERS = {
     "wine": ["--data", "wine.csv"],
     "some-labels": ["--model", "semi-supervised", "--labelled-share", "0.05"],
     "by-class": ["--model", "conditional", "--dataset", "wine"],
     "people": ["--data", "people.parquet"],
 }
-COMPARED = next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", "compare"])
 #: Commands whose figures are rendered, one of each kind.
 RENDERED = [
     next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", name])
-    for name in ("train", "compare", "report", "gradients", "advise", "gaps")
+    for name in ("train", "compare", "resume", "report", "gradients", "advise", "gaps")
 ]
 OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torchrun")]
 
@@ -96,16 +94,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory, without_rendering: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[str], Path]:
-    """Return a run of `train` or `compare`, made once; use a copy, because commands write into it."""
+    """Return a run of `train` or `compare`, or one of `OTHERS`, made once; use a copy, since commands write into it."""
     made: dict[str, Path] = {}
 
-    def find(command: str) -> Path:
-        if command not in made:
-            folder = tmp_path_factory.mktemp(command) / "run"
+    def find(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name) / "run"
+            words = ["train", *OTHERS[name]] if name in OTHERS else [name]
             with without_rendering():
-                assert main(smaller([command, "--output", str(folder)])) == 0
-            made[command] = folder
-        return made[command]
+                assert main(smaller([*words, "--output", str(folder)])) == 0
+            made[name] = folder
+        return made[name]
 
     return find
 
@@ -137,13 +136,11 @@ def test_a_command_that_is_shown_runs_to_its_end(
     monkeypatch.setattr(cell_module, "NUM_DRAWS", 2)
     if command not in RENDERED:
         request.getfixturevalue("unrendered")
-    if command.words[1:2] == ["compare"] and command != COMPARED:  # a report of one is enough
-        monkeypatch.setattr(compare_module, "write_report", lambda run: None)
+    if command.words[1] in ("train", "compare", "resume") and command not in RENDERED:  # a report of each is enough
+        request.getfixturevalue("unreported")
     for run in takes(command.words):
-        if run.name in OTHERS:
-            assert main(smaller(["train", *OTHERS[run.name], "--output", str(run)])) == 0
-        else:
-            shutil.copytree(finished_run("compare" if "compare" in run.name else "train"), run)
+        usual = "compare" if "compare" in run.name else "train"
+        shutil.copytree(finished_run(run.name if run.name in OTHERS else usual), run)
     if command.words[0] == "torchrun":
         launcher, module = command.words.index("-m"), command.words.index("pyro_gvae") + 1
         options, words = command.words[1:launcher], smaller(command.words[module:])

@@ -278,7 +278,7 @@ def test_what_describes_a_program_cannot_name_another_class(tmp_path, capsys):
         assert said.startswith("pyro-gvae: Expected") and said.count("\n") == 1
 
 
-def test_a_run_of_a_command_is_loaded_with_its_model(tmp_path):
+def test_a_run_of_a_command_is_loaded_with_its_model(tmp_path, unreported):
     run = tmp_path / "run"
     assert main(["train", *SMALL, "--stages", "gumbel-softmax:2steps,exact:2steps", "--output", str(run)]) == 0
     loaded = load_run(run)

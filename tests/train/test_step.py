@@ -55,9 +55,9 @@ def plainly(vae, chosen, xs, lr=1e-2, optimizer="Adam"):
     return torch.tensor(losses, dtype=torch.float64)
 
 
-# This is the one sweep over the registry with recorded steps; any difference shows by step 30. In single precision,
-# Adam makes full steps from gradients that are only rounding errors, as where all particles are the same code: use SGD
-# there, and one row of each family.
+# This is the one sweep over the registry with recorded steps. One recording serves all of them, and an error in one of
+# them changes the weights of the next. In single precision, Adam makes full steps from gradients that are only rounding
+# errors, as where all particles are the same code: use SGD there, and one row of each family.
 FAMILIES = ["gumbel-softmax", "gumbel-rao", "reinforce-baseline", "vimco", "disarm", "rebar", "local-expectation"]
 
 
@@ -71,10 +71,10 @@ FAMILIES = ["gumbel-softmax", "gumbel-rao", "reinforce-baseline", "vimco", "disa
     ],
     ids=str,
 )
-def test_30_steps_are_those_of_the_plain_elbo(name, options, dtype, optimizer, lr):
+def test_steps_are_those_of_the_plain_elbo(name, options, dtype, optimizer, lr):
     chosen = estimator(name, **options)
     expected_vae, vae = [new_vae(dtype, chosen.num_categories or K) for _ in range(2)]
-    xs = batches(30, dtype)
+    xs = batches(8, dtype)
     torch.manual_seed(2)
     expected, random = plainly(expected_vae, chosen, xs, lr=lr, optimizer=optimizer), torch.get_rng_state()
     step = make_step(vae, chosen, lr=lr, optimizer=optimizer)
@@ -335,23 +335,26 @@ def test_an_optimizer_of_something_else_is_refused(optimizer, sentence):
 
 
 @recorded
-@pytest.mark.parametrize("flush_every", [100, 10**9], ids=["ours", "negative control"])
+@pytest.mark.parametrize("flush_every", [20, 10**9], ids=["ours", "negative control"])
 def test_averages_do_not_become_denormal(flush_every, monkeypatch):
-    """A pixel that is on only in the first batch leaves averages that decay to zero without reaching it."""
+    """A pixel that is on only in the first batch leaves averages that decay to zero without reaching it.
+
+    They are multiplied by 0.6 in each step, and so decay in 20 steps as far as at Adam's default of 0.9 in 100.
+    """
     monkeypatch.setattr(steps, "FLUSH_EVERY", flush_every)
     vae = new_vae(torch.float32)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-5)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-5, betas=(0.6, 0.999))
     step = make_step(vae, estimator("exact"), optimizer=optimizer)
     x = batches(1, torch.float32)[0]
     x[:, 0] = 1.0
     found = False
-    for number in range(900):
+    for number in range(220):
         step(x)
         x[:, 0] = 0.0
-        if number % 20 == 0:
+        if number % 5 == 0:
             averages = torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()])
             found |= bool(((averages != 0) & (averages.abs() < torch.finfo(torch.float32).tiny)).any())
-    assert found is (flush_every != 100)
+    assert found is (flush_every != 20)
 
 
 @recorded
