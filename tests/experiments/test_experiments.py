@@ -14,6 +14,7 @@ import collapse
 import common
 import corpus
 import crossover
+import full_length
 import gflownet_em
 import gradient_fidelity
 import hierarchy
@@ -55,6 +56,7 @@ SMOKES = {
     "reinmax_protocol": reinmax_protocol.main,
     "relaxed_vs_exact": relaxed_vs_exact.main,
     "stages": stages.main,
+    "full_length": full_length.main,
     "bound_gaps": bound_gaps.main,
     "gradient_fidelity elbo": partial(gradient_fidelity.main, "elbo"),
     "gradient_fidelity reinmax": partial(gradient_fidelity.main, "reinmax"),
