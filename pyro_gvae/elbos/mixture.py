@@ -35,6 +35,7 @@ class WakeMixture(DifferentiableELBO):
         ValueError: if w is out of range; when called, if one of the two parts raises it.
 
     Example:
+        >>> import torch
         >>> from pyro_gvae import CategoricalVAE
         >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
         >>> wake, elbo = ExactWake(), ExactELBO()
