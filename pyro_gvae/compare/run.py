@@ -174,13 +174,14 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
                     _train(run, config, cells, run_jobs)
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
+            else:
+                gather(run, cells)
+                explorer_if_possible(run, data_dir=config.data_dir)  # the report, which comes last, links to it
             finally:  # an interrupted comparison reports its finished cells
                 results = gather(run, cells)
                 if config.parquet:
                     write_parquet(run / "results.parquet", results)
                 write_report(run)
-            if explorer_if_possible(run, data_dir=config.data_dir) is not None:
-                write_report(run)  # with a link to it
     return run
 
 
