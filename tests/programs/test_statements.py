@@ -152,3 +152,24 @@ def test_half_precision_networks_get_codes_of_their_own_type(name, dtype):
     half = estimator(name).bind(vae.to(dtype))
     torch.manual_seed(3)
     assert half.elbo.loss(half.model, half.guide, x.to(dtype)) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("computed", ["site", "deterministic", "tensor"])
+def test_stock_losses_refuse_one_that_mixes_them_through_a_computed_value(computed):
+    value_of = {
+        "site": lambda z: pyro.sample("c", dist.Delta(1.0 * z)),
+        "deterministic": lambda z: pyro.deterministic("c", 1.0 * z),
+        "tensor": lambda z: 1.0 * z,
+    }[computed]
+
+    def model():
+        with pyro.plate("data", 2):
+            c = value_of(pyro.sample("z", dist.Categorical(logits=torch.tensor([0.1, 0.3]))))
+        pyro.sample("y", dist.Normal(c.sum() ** 2, 1.0), obs=torch.tensor(0.5))  # its shape does not show the codes
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Categorical(logits=torch.zeros(2, 2)))
+
+    with pytest.raises(ValueError, match=r"depends on the enumerated site 'z' .* found 'y' outside"):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), enumerated(guide))
