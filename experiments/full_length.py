@@ -1,4 +1,4 @@
-"""Train at the full length of the ReinMax benchmark, at all six sizes, with soft samples first and no bias at the end.
+"""Train at the full length of the ReinMax benchmark, from soft samples to unbiased gradients.
 
 Question: the published runs of this benchmark (Liu et al. 2023, arXiv 2304.08612; Wang and Bui 2026, arXiv 2603.08257)
 train for 160 epochs with one estimator. Does a plan of three stages end below their best train -ELBO?
@@ -7,7 +7,8 @@ Command: `python experiments/full_length.py --seeds 0 1 2` (`--smoke` for a tiny
 `--epochs` make it shorter, and finished cells are not run again. It writes `experiments/results/full_length.csv` and
 `docs/figures/full_length.png` and `.svg`.
 
-Cost: one core, 160 epochs: half an hour per size and seed, and an hour at 64x8.
+Cost: one core, 160 epochs, per seed: 40 minutes at 8x4, and half an hour for its second plan; 35 minutes at 10x30. Other
+sizes: half an hour, and an hour at 64x8 (estimated).
 
 The protocol is that of `reinmax_protocol.py`, with one Adam at 5e-4 for all stages. First come 20 epochs of soft
 samples: Gumbel-Softmax with the categorical KL at temperature 0.67. At 8x4 `reinforce-loo` follows, and three epochs of
