@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from ..distributions.parameters import impossible_as_infinite
 from ..exact.plan import make_plan
-from ..handlers.sites import EVERY_SITE, Program, Sites
+from ..handlers.chosen import EVERY_SITE, Sites
+from ..handlers.sites import Program
 from ..programs.crossed import Crossed
 from ..programs.draws import lay_out_draws
 from ..programs.factors import Layout

@@ -10,9 +10,10 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ..handlers.chosen import EVERY_SITE, Sites
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import innermost
-from ..handlers.sites import EVERY_SITE, Messages, Program, Sites
+from ..handlers.sites import Messages, Program
 from ..handlers.upstream import direct_upstream
 from ..programs.kept import Kept
 from ..programs.modes import without_trace

@@ -11,8 +11,9 @@ from typing_extensions import override
 from ..distributions.parameters import impossible_as_infinite
 from ..exact.expectation import expected, finite
 from ..exact.plan import Plan, computed, make_plan
+from ..handlers.chosen import Sites
 from ..handlers.discretize_messenger import DiscretizeMessenger
-from ..handlers.sites import Program, Run, Sites
+from ..handlers.sites import Program, Run
 from ..programs.cells import summed_over
 from ..programs.draws import Score
 from ..programs.joint import Guide, elbo_terms, read_guide_once
@@ -55,7 +56,7 @@ class PerSiteELBO(EstimatedELBO):
 
     Example:
         >>> from pyro_gvae import relax
-        >>> from pyro_gvae.handlers.sites import AllBut
+        >>> from pyro_gvae.handlers.chosen import AllBut
         >>> from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
         >>> vae = HierarchicalCategoricalVAE(6, num_layers=2, num_latents=1, num_categories=3, hidden=(5,))
         >>> relaxed = frozenset({"z1"})

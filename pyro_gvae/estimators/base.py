@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..elbos.rows import SiteGradient
 from ..exact import HasPair
-from ..handlers.sites import Program, Sites
+from ..handlers.chosen import Sites
+from ..handlers.sites import Program
 from .claims import Bias, Detail, Objective
 
 

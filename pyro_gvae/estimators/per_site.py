@@ -10,7 +10,8 @@ from ..elbos.per_site import PerSiteELBO
 from ..elbos.rows import SiteGradient
 from ..elbos.score import ScoreGradient
 from ..handlers import discretize
-from ..handlers.sites import AllBut, Program, Sites
+from ..handlers.chosen import AllBut, Sites
+from ..handlers.sites import Program
 from ..programs.latents import Roles
 from .base import AtSite, Drawn, Estimator, Pathwise, Scored, Summed
 from .claims import Bias, Objective

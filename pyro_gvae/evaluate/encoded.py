@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ..data.columns import Data
-from ..distributions.parameters import at_least_float32
 from ..exact.plan import PerLatent
 from ..exact.posteriors import posterior
 from ..handlers.sites import Discrete
 from ..models.base import VAE
-from ..programs.latents import flat, latent_of
+from ..programs.latents import latent_of
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
 from ..programs.statements import Reader
@@ -95,9 +94,9 @@ def _probs(vae: VAE, x: Data, chosen: PerLatent) -> Tensor | None:
         return chosen[name] if isinstance(chosen, dict) else chosen
 
     def place(name: str, site: Discrete) -> Tensor:
-        log_probs = torch.log_softmax(flat(at_least_float32(site.logits), site), -1)
+        log_probs = site.log_probs
         code = value(name).to(log_probs)
-        logs[name] = (log_probs.clamp_min(torch.finfo(log_probs.dtype).min) * code).sum((-2, -1))  # (B,)
+        logs[name] = (log_probs * code).sum((-2, -1))  # (B,)
         return latent_of(name, site).value(code)
 
     Reader(place, lambda name, _: value(name)).run(bind_pair(vae, *items(x)).guide)

@@ -18,8 +18,9 @@ from ..runtime.compat.pyro import (
     samples_posterior,
 )
 from ..runtime.memory import in_words, memory_limit
+from .chosen import EVERY_SITE, Sites
 from .one_hot_messenger import OneHotMessenger
-from .sites import EVERY_SITE, Discrete, Kind, Messages, Program, Sites, plates_of
+from .sites import Discrete, Kind, Messages, Program, plates_of
 from .upstream import direct_upstream
 
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..distributions.parameters import check_temperature
 from ..distributions.surrogates import Kind, find_kind
+from .chosen import EVERY_SITE, Sites, as_names
 from .discretize_messenger import DiscretizeMessenger
 from .enumerate_messenger import EnumeratedMessenger
 from .handled import DecoratorOrContext, HandledModule, handler_of
 from .relax_messenger import RelaxMessenger
-from .sites import EVERY_SITE, Program, Sites, as_names
+from .sites import Program
 from .straight_through_messenger import StraightThroughMessenger
 from .weigh_kl_messenger import WeighKLMessenger
 

@@ -12,9 +12,10 @@ from ..distributions.bits import StraightThroughBernoulli
 from ..distributions.parameters import at_least_float32
 from ..distributions.straight_through import StraightThroughOneHotCategorical
 from ..runtime.compat.pyro import handlers_on_stack, is_random
+from .chosen import EVERY_SITE, Sites, as_names
 from .handled import DecoratorOrContext, HandledModule, handler_of
 from .one_hot_messenger import OneHotMessenger, ProgramMessenger, innermost
-from .sites import EVERY_SITE, Discrete, Messages, Program, Sites, as_names, discrete
+from .sites import Discrete, Messages, Program, discrete
 
 
 @overload

@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from ..runtime.compat.enumeration import enumerated_dim
 from ..runtime.compat.pyro import handlers_on_stack, is_random, running_elbo
-from .sites import EVERY_SITE, Discrete, Kind, Messages, Program, discrete, kind_of
+from .chosen import EVERY_SITE
+from .sites import Discrete, Kind, Messages, Program, discrete, kind_of
 
 
 def temperature_of(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..runtime.compat.enumeration import markov_settings, take_out_of_reach
 from ..runtime.compat.pyro import settings_of_deterministic_site
+from .chosen import EVERY_SITE
 from .one_hot_messenger import (
     DrawingMessenger,
     has_relaxation,
@@ -17,7 +18,7 @@ from .one_hot_messenger import (
     temperature_of,
     without_enumeration,
 )
-from .sites import EVERY_SITE, Discrete, Messages
+from .sites import Discrete, Messages
 
 
 class RelaxMessenger(DrawingMessenger):

@@ -4,10 +4,9 @@ A bit is the second component of a one-hot of two categories; an integer is the 
 n, such as binomial ones, are integers whose values are floating-point numbers.
 """
 
-from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, NamedTuple, Self, final
+from typing import Any, NamedTuple, Self
 
 import torch
 from pyro.distributions import (
@@ -31,39 +30,12 @@ from ..distributions.counts import BOUNDED, Counts, logits_of_counts
 from ..distributions.coupled import AS_CODES, IN_LOGS, CodePrior, Coupled, Form
 from ..distributions.joint import joint_one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..distributions.parameters import scalar_temperature
+from ..distributions.parameters import at_least_float32, scalar_temperature
 from ..distributions.straight_through import StraightThroughOneHotCategorical
 from ..runtime.compat.pyro import mask_of
 
 Program = Callable[..., Any]
 Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
-
-
-@final
-@dataclass(frozen=True)
-class AllBut(Container[str]):
-    """All names of sites except some."""
-
-    names: frozenset[str] = frozenset()
-
-    def __contains__(self, name: object) -> bool:
-        return name not in self.names
-
-
-EVERY_SITE = AllBut()
-#: Names of sites.
-Sites = Container[str]
-
-
-def as_names(sites: Sites) -> Sites:
-    """Return names of sites as a frozen set; an `AllBut` is returned as it is.
-
-    Raises:
-        ValueError: if it is a string and not a collection of names.
-    """
-    if isinstance(sites, str):
-        raise ValueError(f"Expected names of sites, but found a string, '{sites}'. Try sites=['{sites}'].")
-    return frozenset(sites) if isinstance(sites, Iterable) else sites
 
 
 class Kind(Enum):
@@ -95,6 +67,16 @@ class Discrete(NamedTuple):
     def logits(self) -> Tensor:
         """The logits of the digits, shape (*batch_shape, *shape, K)."""
         return digit_logits(self.natural) if self.kind is Kind.BIT else self.natural
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log pi (*batch_shape, N, K), at least float32; excluded categories have the lowest finite number."""
+        logits = at_least_float32(self.logits).reshape(*self.batch_shape, *self.code_shape)
+        return self.normalized(logits).clamp_min(torch.finfo(logits.dtype).min)
+
+    def normalized(self, logits: Tensor) -> Tensor:
+        """Return log-probabilities for logits (..., K) of the digits; those of bits are log-probabilities already."""
+        return logits if self.kind is Kind.BIT else torch.log_softmax(logits, -1)
 
     def with_logits(self, logits: Tensor) -> Self:
         """Return the same with other logits (*batch_shape, *shape, K) of the digits, and without a coupling prior."""

@@ -5,6 +5,7 @@ from collections.abc import Container
 from torch import Tensor
 
 from ..distributions.surrogates import Kind
+from .chosen import EVERY_SITE
 from .one_hot_messenger import (
     DrawingMessenger,
     has_relaxation,
@@ -12,7 +13,7 @@ from .one_hot_messenger import (
     temperature_of,
     without_enumeration,
 )
-from .sites import EVERY_SITE, Discrete, Messages
+from .sites import Discrete, Messages
 
 
 class StraightThroughMessenger(DrawingMessenger):

@@ -5,7 +5,8 @@ The rules below remove this. Results change only by rounding. Memory that an ope
 random draws keep their number and order.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, cast, final
 
 import torch
@@ -55,7 +56,8 @@ class _Rewriter:
         self.written = written(self.graph)
         for node in self.graph.nodes:
             value = node.meta.get("val")
-            if isinstance(value, Tensor) and value.layout is torch.strided:
+            parts = value if isinstance(value, tuple | list) else [value]
+            if all(isinstance(part, Tensor) and part.layout is torch.strided for part in parts):
                 self._describe(node, value)
 
     def sweep(self) -> bool:
@@ -65,32 +67,41 @@ class _Rewriter:
         for node in list[Op](self.graph.nodes):
             if not self._is_pure(node):
                 continue
-            with self.graph.inserting_before(node):
-                found = next(filter(None, (rule(self, node) for rule in RULES)), None)
-            if found is not None and not _lie_alike(found.meta["like"], node.meta["like"]):
-                found = None  # a later view would fail, or read other elements
-            found = found or seen.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+            found = self._by_rule(node) or seen.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
             if found is not node:
                 node.replace_all_uses_with(found)
                 self.graph.erase_node(node)
                 changed = True
         return changed
 
+    def _by_rule(self, node: Op) -> Op | None:
+        """Return what replaces a node by the first rule that applies, if its value is a tensor."""
+        if node.target is operator.getitem or not isinstance(node.meta["like"], Tensor):
+            return None
+        with self.graph.inserting_before(node):
+            found = next(filter(None, (rule(self, node) for rule in RULES)), None)
+        # With other strides, a later view would fail, or read other elements.
+        return found if found is None or _lie_alike(found.meta["like"], node.meta["like"]) else None
+
     def _is_pure(self, node: Op) -> bool:
         """Return whether a node is a function of values only, and nothing writes to its memory."""
-        return (
-            node.op == "call_function"
-            and is_operation(node.target)
-            and all("like" in other.meta for other in (node, *node.all_input_nodes))
+        nodes = (node, *node.all_input_nodes)
+        if node.op != "call_function" or any("like" not in own.meta or own in self.written for own in nodes):
+            return False
+        return node.target is operator.getitem or (
+            is_operation(node.target)
             and not node.is_impure()
             and not node.target.name().startswith("aten::empty")
             and "batch_norm" not in node.target.name()  # its schema does not say that it changes statistics
-            and not any(other in self.written for other in (node, *node.all_input_nodes))
         )
 
-    def _describe(self, node: Node, value: Tensor) -> Node:
-        node.meta["device"] = value.device
-        node.meta["like"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    def _describe(self, node: Node, value: Tensor | Sequence[Tensor]) -> Node:
+        """Keep the shape and strides of a value, or of each of several."""
+        if isinstance(value, Tensor):
+            node.meta["device"] = value.device
+            node.meta["like"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        else:
+            node.meta["like"] = [self._describe(node, part).meta["like"] for part in value]
         return node
 
     def new(self, target: Any, *args: Any) -> Op:

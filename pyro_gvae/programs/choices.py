@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Run
-from .latents import flat, latent_of
+from .latents import latent_of
 from .statements import Draw, Reader
 
 
@@ -33,8 +31,7 @@ def choose(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> Choice:
     values: dict[str, Tensor] = {}
 
     def place(name: str, found: Discrete) -> Tensor:
-        logits = flat(at_least_float32(found.logits), found)
-        codes[name] = code(torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min))
+        codes[name] = code(found.log_probs)
         values[name] = latent_of(name, found).value(codes[name])
         return values[name]
 

@@ -6,7 +6,8 @@ import torch
 from torch import Size, Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
-from ..handlers.sites import EVERY_SITE, Discrete, Kind, Sites
+from ..handlers.chosen import EVERY_SITE, Sites
+from ..handlers.sites import Discrete, Kind
 
 
 class Roles(NamedTuple):

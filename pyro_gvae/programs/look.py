@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..handlers.chosen import Sites
 from ..handlers.one_hot_messenger import coupled_guide, in_model_alone, no_discrete_site
-from ..handlers.sites import Messages, Run, Sites, kind_of
+from ..handlers.sites import Messages, Run, kind_of
 from ..runtime.compat.enumeration import in_markov
 from .cells import Cells
 from .latents import READ_ALL, Roles, first_shared_value, first_value, latent_of

@@ -21,7 +21,7 @@ from .factors import Layout, Reading
 from .noise import CodesOf, DrawCodes, anew
 from .runs import Runs
 from .statements import Draw, read_with
-from .values import Values, cells_of, check_rows, has_rows, log_probs_of, value_of_codes
+from .values import Values, cells_of, check_rows, has_rows, value_of_codes
 
 
 class Sample(NamedTuple):
@@ -134,7 +134,7 @@ def sample(
             return values.keep_code(name, found, cells_of(layout, given.codes[name], found.batch_shape))
         # Without the axis of particles, draw P times from the same distribution.
         sample_shape = Size() if has_rows(layout, found.batch_shape) else Size((num_particles,))
-        codes, noise = draw_codes(log_probs_of(found).detach(), sample_shape)
+        codes, noise = draw_codes(found.log_probs.detach(), sample_shape)
         noise = noise if noise is None else from_sources(noise)
         return values.keep_code(name, found, from_sources(codes), noise)
 
@@ -251,7 +251,7 @@ def changed(
         if other in base.given or not depends(other, found.batch_shape):
             return values.keep_code(other, found, cells_of(layout, taken(base.codes[other]), found.batch_shape))
         noise = cells_of(layout, taken(base.noise[other]), found.batch_shape)
-        log_probs = log_probs_of(found)
+        log_probs = found.log_probs
         return values.keep_code(other, found, codes_of(log_probs.reshape(-1, *noise.shape[1:]), noise))
 
     def draw(other: str, fn: Any) -> Tensor:

@@ -17,8 +17,9 @@ from typing_extensions import override
 from ..distributions.coupled import CodePrior
 from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
+from ..handlers.chosen import EVERY_SITE, Sites
 from ..handlers.one_hot_messenger import OneHotMessenger, innermost
-from ..handlers.sites import EVERY_SITE, Discrete, Messages, Run, Sites, discrete, plates_of
+from ..handlers.sites import Discrete, Messages, Run, discrete, plates_of
 from ..runtime.compat.pyro import is_intervened_on, is_random
 from .factors import Factor, Layout, Reading, coupling_of
 from .latents import Latent, comes_and_goes, first_category, flat, latent_of
@@ -165,7 +166,8 @@ def sites_of(reader: Reader, layout: Layout) -> dict[str, Site]:
 
 def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:
     cells, sizes = layout.cells, layout.cells.sizes(found.batch_shape)
-    logits = flat(layout.widened(at_least_float32(found.logits)), found)  # (*batch, N, K)
+    widened = found._replace(natural=layout.widened(at_least_float32(found.natural)))
+    logits = flat(widened.logits, found)  # (*batch, N, K)
     if cells.is_placed(sizes):  # elsewhere the latent has only its first category
         logits = logits.reshape(*(1,) * (len(sizes) + 2 - logits.dim()), *logits.shape)
         logits = cells.placed(logits, first_category(logits).log(), 2)
@@ -176,11 +178,11 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
     if depends:
         rows = logits[(slice(None), *(slice(1),) * layout.nesting)] if shared else logits
         rows = rows.expand(-1, *(rows.shape[1:-2] if shared else layout.padded_shape), -1, -1)
-        log_probs = torch.log_softmax(rows, -1).reshape(len(logits), -1, *logits.shape[-2:])
+        log_probs = found.normalized(rows).reshape(len(logits), -1, *logits.shape[-2:])
     else:
         rank = logits.dim() - 2
         rows = logits[(slice(1),) * rank] if shared else logits.expand(*layout.padded_shape, -1, -1)
-        log_probs = torch.log_softmax(rows.reshape(-1, *logits.shape[-2:]), -1)
+        log_probs = found.normalized(rows.reshape(-1, *logits.shape[-2:]))
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
     mask = _placed(masks[0] & masks[-1] if masks else None, sizes, layout, outside=False)
     scale = _placed(msg["scale"], sizes, layout, outside=1.0)

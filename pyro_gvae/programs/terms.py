@@ -73,7 +73,7 @@ def site_of(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis],
     """Return the log-probabilities of a discrete latent, with the axis `variable` of its own values."""
     latent = latent_of(name, found)
     logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
-    digits = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
+    digits = found.normalized(without_repeats(logits, logits.dim() - 2))
     found_mask = mask_of_site(found, msg)
     mask = None if found_mask is None else torch.as_tensor(found_mask, device=digits.device).unsqueeze(-1)
 

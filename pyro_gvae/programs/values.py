@@ -2,14 +2,12 @@
 
 from typing import final
 
-import torch
 from torch import Size, Tensor
 
-from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Kind
 from .factors import Layout
 from .kept import OutdatedError
-from .latents import Latent, first_category, flat, latent_of
+from .latents import Latent, first_category, latent_of
 
 
 @final
@@ -43,12 +41,6 @@ class Values:
         if self.layout.obstacle is not None:
             codes = codes.reshape(*found.batch_shape, *codes.shape[-2:])
         return self.keep(name, latent_of(name, found).value(codes))
-
-
-def log_probs_of(found: Discrete) -> Tensor:
-    """Return log pi (*batch, N, K); excluded categories have the lowest finite number."""
-    logits = flat(at_least_float32(found.logits), found)
-    return torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
 
 
 def value_of_codes(layout: Layout, latent: Latent, like: Tensor, codes: Tensor) -> Tensor:

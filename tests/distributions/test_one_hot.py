@@ -96,9 +96,10 @@ def test_the_table_is_log_prob_of_the_support(n, k):
     torch.testing.assert_close(q.log_prob_table(1, 2), q.log_prob(expanded[1:2]))
 
 
-def test_sample_frequencies():
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_sample_frequencies(n, k):
     torch.manual_seed(0)
-    q = FactorizedOneHotCategorical(logits=random_logits(2, 3))
+    q = FactorizedOneHotCategorical(logits=random_logits(n, k))
     count = 40_000
     frequency = q.sample((count,)).mean(0)
     assert ((frequency - q.probs).abs() < 5 * (q.variance / count).sqrt()).all()
@@ -113,6 +114,7 @@ def test_excluded_categories_have_probability_zero():
     log_prob = q.log_prob(q.enumerate_support(expand=False))
     torch.testing.assert_close(log_prob.exp(), torch.tensor([0.5, 0.5, 0.0, 0.0]))
     assert q.entropy().item() == pytest.approx(math.log(2))
+    assert torch.equal(q.sample((50,))[:, 0], torch.tensor([1.0, 0.0]).expand(50, 2))
 
 
 def test_expand_and_pickle():
@@ -123,9 +125,10 @@ def test_expand_and_pickle():
     assert torch.equal(again.log_prob(value), q.log_prob(value))
 
 
+@pytest.mark.parametrize("num_categories", [2, 3])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_codes_have_the_type_of_the_logits(dtype):
-    q = FactorizedOneHotCategorical(logits=torch.zeros(5, 2, 3, dtype=dtype))
+def test_codes_have_the_type_of_the_logits(dtype, num_categories):
+    q = FactorizedOneHotCategorical(logits=torch.zeros(5, 2, num_categories, dtype=dtype))
     support = q.enumerate_support(expand=False)
     assert {q.sample().dtype, q.mode.dtype, support.dtype, next(q.code_slices(4)).dtype} == {dtype}
     assert q.log_prob(support).dtype == torch.promote_types(dtype, torch.float32)

@@ -9,7 +9,7 @@ from pyro.infer import TraceEnum_ELBO
 
 from pyro_gvae import ExactELBO
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
-from pyro_gvae.handlers.sites import AllBut
+from pyro_gvae.handlers.chosen import AllBut
 
 
 def program(observed=True):
