@@ -78,6 +78,15 @@ def in_model_alone(name: str) -> ValueError:
     )
 
 
+def in_guide_alone(name: str) -> ValueError:
+    """Return the error for a discrete latent of the guide that the model lacks."""
+    return ValueError(
+        f"Expected the model to have all discrete latents of the guide, but found '{name}' in the guide alone. Its "
+        "entropy would be added to the ELBO, which would then be no bound of log p(x). Try adding it to the model, "
+        "with a distribution that may depend on the other latents."
+    )
+
+
 def no_discrete_site() -> ValueError:
     """Return the error for a model without any discrete site, under a handler or a loss of discrete latents."""
     return ValueError(
@@ -200,10 +209,11 @@ def innermost(fn: Any) -> Any:
 
 
 class DrawingMessenger(OneHotMessenger):
-    """Abstract base: draws discrete latents, and refuses those of a model whose guide lacks them.
+    """Abstract base: draws discrete latents, and refuses those that the model or the guide lacks.
 
-    An ELBO would draw them from the prior, and would then not be a bound of log p(x). Losses that compare samples, such
-    as `Trace_MMD`, may draw from the prior. A latent that stock Pyro enumerates is summed out.
+    An ELBO would draw latents of the model alone from the prior, and would then not be a bound of log p(x); nor would
+    it be with latents of the guide alone. Losses that compare samples, such as `Trace_MMD`, may draw from the prior. A
+    latent that stock Pyro enumerates is summed out.
     """
 
     def __enter__(self) -> Any:
@@ -211,10 +221,23 @@ class DrawingMessenger(OneHotMessenger):
         return super().__enter__()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
+        surplus = list(self._in_guide_alone()) if kind is None and self.observes else []
         result = super().__exit__(kind, value, traceback)
         if kind is None and self.observes and self.alone:
             raise in_model_alone(self.alone[0])
+        if surplus:
+            raise in_guide_alone(surplus[0])
         return result
+
+    def _in_guide_alone(self) -> Iterator[str]:
+        """Yield the discrete latents of a guide, whose values an ELBO replays, that this model lacks."""
+        if not _compares_densities():
+            return
+        for handler in self.outside():
+            trace = handler.trace if isinstance(handler, ReplayMessenger) else None
+            for name, site in ({} if trace is None else trace.nodes).items():
+                if site["type"] == "sample" and kind_of(site["fn"]) is not None and name not in self.names:
+                    yield name
 
     def draws(self, name: str) -> bool:
         """Return whether this handler has drawn a site."""
@@ -243,6 +266,11 @@ def _is_alone(msg: Messages) -> bool:
     traces = list(_traces_that_reach(msg))
     if not traces or any(msg["name"] in trace for trace in traces):
         return False
+    return _compares_densities()
+
+
+def _compares_densities() -> bool:
+    """Return whether an ELBO runs the program, and not a loss that compares samples."""
     request = running_elbo()
     return request is not None and not isinstance(request.elbo, Trace_MMD)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..handlers.chosen import Sites
-from ..handlers.one_hot_messenger import coupled_guide, in_model_alone, no_discrete_site
+from ..handlers.one_hot_messenger import coupled_guide, in_guide_alone, in_model_alone, no_discrete_site
 from ..handlers.sites import Messages, Run, kind_of
 from ..runtime.compat.enumeration import in_markov
 from .cells import Cells
@@ -141,6 +141,8 @@ def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
             raise ValueError(
                 f"Expected the guide to observe nothing, but found that it observes '{name}'. Try obs= in the model."
             )
+        if name not in model.messages and name in guide.discrete:
+            raise in_guide_alone(name)
         if name not in model.messages and not msg["infer"].get("is_auxiliary"):
             raise ValueError(
                 f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "

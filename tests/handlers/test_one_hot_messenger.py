@@ -7,7 +7,8 @@ import torch
 from pairs import DATA, PROGRAMS
 from pyro.infer import TraceEnum_ELBO
 
-from pyro_gvae import ExactELBO
+from pyro_gvae import ExactELBO, estimator
+from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
 from pyro_gvae.handlers.chosen import AllBut
 
@@ -77,3 +78,20 @@ def test_sites_without_a_temperature_take_the_one_for_them():
         with pyro.poutine.trace() as trace:
             relax(one, otherwise=0.25)(infer)
         assert float(trace.trace.nodes["z_log"]["fn"].temperature) == expected
+
+
+@pytest.mark.parametrize("is_auxiliary", [False, True])
+@pytest.mark.parametrize(
+    "name", ["gumbel-softmax[kl=relaxed]", "straight-through[kl=sampled]", "reinforce", "reinforce-loo", "exact"]
+)
+def test_discrete_latents_that_only_the_guide_has_are_refused(name, is_auxiliary):
+    """Their entropy would be added to the ELBO: with uniform ones, log K above the bound."""
+    model, guide = PROGRAMS["two layers, bottom-up"][:2]
+
+    def with_another(x):
+        pyro.sample("a", dist.OneHotCategorical(torch.ones(3)), infer={"is_auxiliary": is_auxiliary})
+        return guide(x)
+
+    handled, own, elbo = estimator(name).bind(Pair(model, with_another))
+    with pytest.raises(ValueError, match="but found 'a' in the guide alone"):
+        elbo.loss(handled, own, DATA)
