@@ -629,7 +629,7 @@ def test_guides_without_an_exact_sum_are_refused(guide, sentence):
     ("name", "logits", "sentence"),
     [
         ("z", PRIOR[:, :2], r"same shape, but found 2 one-hots of 3 categories.* and 2 one-hots of 2 .* at 'z'"),
-        ("w", PRIOR, "the but found 'w' in the guide alone"),
+        ("w", PRIOR, "but found 'w' in the guide alone"),
     ],
 )
 def test_a_guide_of_another_site_is_refused(name, logits, sentence):
