@@ -7,8 +7,8 @@ Command: `python experiments/full_length.py --seeds 0 1 2` (`--smoke` for a tiny
 `--epochs` make it shorter, and finished cells are not run again. It writes `experiments/results/full_length.csv` and
 `docs/figures/full_length.png` and `.svg`.
 
-Cost: one core, 160 epochs, per seed: 40 minutes at 8x4, and half an hour for its second plan; 35 minutes at 10x30. The
-others: half an hour, and an hour at 64x8 (estimated).
+Cost: one core, 160 epochs, per seed: 40 minutes at 8x4, and half an hour for its second plan; 35 minutes at 10x30, 40
+at 8x16. The others: half an hour to an hour at 16x12, and more than an hour at 64x8 (estimated).
 
 The protocol is that of `reinmax_protocol.py`, with one Adam at 5e-4 for all stages. First come 20 epochs of soft
 samples: Gumbel-Softmax with the categorical KL at temperature 0.67. At 8x4 `reinforce-loo` follows, and three epochs of
