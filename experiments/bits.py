@@ -6,7 +6,8 @@ which ELBO do unbiased estimators for bits reach in a given number of steps, and
 
 Command: `python experiments/bits.py --seeds 0 1 2 --steps 10000` (`--smoke` for a tiny size, in seconds); `--plans`
 selects rows. Finished cells are not run again; a call with more steps starts from scratch, since the soft part is a
-share of all steps. It writes `experiments/results/bits.csv` and `docs/figures/bits.png` and `.svg`.
+share of all steps. It writes `experiments/results/bits.csv` and, for each number of steps,
+`docs/figures/bits_STEPS.png` and `.svg`.
 
 Cost: one core, 10,000 steps: two to six minutes per row and seed. Full length is `--steps 1000000`: three to ten hours.
 
@@ -82,7 +83,7 @@ def main(
         places,
         ("train_elbo", "test_elbo"),
     )
-    places.save(NAME, draw(table))
+    places.save(f"{NAME}_{table['steps'].iloc[0]}", draw(table))
     return table
 
 
