@@ -81,7 +81,7 @@ def main(
             ("test_bound", "test_elbo"),
             {"num_categories": number},
         )
-        label = f"−bound of log p(x) by {NUM_SAMPLES:,} samples, nats per datum"
+        label = f"−bound of log p(x)\nby {NUM_SAMPLES:,} samples, nats per datum"
         places.save(f"{NAME}_{number}", draw_plans(table, list(PLANS), "test_bound", label))
         tables.append(table)
     return pd.concat(tables)

@@ -117,5 +117,5 @@ def draw_plans(table: pd.DataFrame, names: Sequence[str], value: str, label: str
         log_axis(axes.xaxis)
     panels["step"].set_ylabel(label)
     figure.legend(*panels["step"].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.01, ha="left", **SMALL_PRINT)
+    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.99, ha="right", **SMALL_PRINT)
     return figure
