@@ -123,7 +123,8 @@ class OneHotMessenger(ProgramMessenger):
 
     def __enter__(self) -> Any:
         self.sites: dict[str, Discrete] = {}
-        self.names: list[str] = []  # of all its sites
+        self.names: list[str] = []  # of all its random sites
+        self.present: set[str] = set()  # of all its sites; what another handler has relaxed is no longer random
         self.observes = False  # whether anything is observed, so that the program is a model
         self.has_label = False  # whether a discrete site is observed
         result = super().__enter__()
@@ -145,6 +146,7 @@ class OneHotMessenger(ProgramMessenger):
         return name in self.on and not any(name in handler.on for handler in outside)
 
     def _pyro_sample(self, msg: Messages) -> None:
+        self.present.add(msg["name"])
         if not is_random(msg):
             return
         self.names.append(msg["name"])
@@ -236,7 +238,7 @@ class DrawingMessenger(OneHotMessenger):
         for handler in self.outside():
             trace = handler.trace if isinstance(handler, ReplayMessenger) else None
             for name, site in ({} if trace is None else trace.nodes).items():
-                if site["type"] == "sample" and kind_of(site["fn"]) is not None and name not in self.names:
+                if site["type"] == "sample" and kind_of(site["fn"]) is not None and name not in self.present:
                     yield name
 
     def draws(self, name: str) -> bool:
