@@ -9,7 +9,8 @@ shorter, and finished cells are not run again. It writes `experiments/results/ne
 Cost: one core, three seeds: ten minutes.
 
 The runs are those of `pyro-gvae train --dataset wine`, and of the other data sets, with its default learning rates and
-batch sizes, soft samples or exact sums. Test ELBO and log p(x) are exact sums over the codes, in nats per datum, of at most 1,000 test data.
+batch sizes, soft samples or exact sums. Test ELBO and log p(x) are exact sums over the codes, in nats per datum, of at
+most 1,000 test data.
 """
 
 from dataclasses import replace
