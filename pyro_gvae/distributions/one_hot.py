@@ -106,7 +106,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw one-hot codes without a gradient, of shape sample_shape + (..., N, K)."""
         with torch.no_grad():
-            if self.num_categories == 2:  # ten times as fast as a multinomial
+            if self.num_categories == 2:  # two to four times as fast as a multinomial
                 ones = self.logits.diff(dim=-1).squeeze(-1).sigmoid()
                 second = torch.bernoulli(ones.expand(*sample_shape, *ones.shape)).to(self.sample_dtype)
                 return torch.stack([1 - second, second], -1)
