@@ -6,7 +6,7 @@ faster than multilayer perceptrons, by step or by time?
 Command: `python experiments/networks.py` (`--smoke` for a tiny size, in seconds); `--problems` and `--seeds` make it
 shorter, and finished cells are not run again. It writes `experiments/results/networks.csv`.
 
-Cost: one core, three seeds: ten minutes (estimated).
+Cost: one core, three seeds: eight minutes.
 
 The runs are those of `pyro-gvae train --dataset wine`, and of the other data sets, with its default learning rates and
 batch sizes, soft samples or exact sums. Test ELBO and log p(x) are exact sums over the codes, in nats per datum, of at
