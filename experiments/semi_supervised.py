@@ -72,6 +72,7 @@ ROWS = {
     "marginalized": "exact",
     "gumbel-softmax": "gumbel-softmax[kl=categorical,temperature=0.67]",
     "st-gumbel-softmax": "st-gumbel-softmax[temperature=0.67]",
+    "top-c": "top-c[num_codes=2]",  # the two most probable classes, and a sample of the others
 }
 #: The row whose classifier sees only labelled images.
 ALONE = "labels alone"
