@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -11,6 +12,8 @@ from ..config.names import IsPositional
 
 #: Short names of options.
 SHORT = {"-o": "--output", "--lr": "--learning-rate"}
+#: Options that take a name -> the option that takes a file instead.
+FILE_INSTEAD = {"--dataset": "--data"}
 #: Options of all commands, which change their output -> what they do.
 GENERAL = {
     "--json": "Print results as JSON.",
@@ -158,7 +161,10 @@ def _chosen(option: str, word: str, choices: tuple[str, ...]) -> str:
     by_letters = {choice.lower(): choice for choice in choices}
     if word.lower() in by_letters:
         return by_letters[word.lower()]
-    raise ValueError(f"Expected {option} among {', '.join(choices)}, but found '{word}'.{nearest(word, choices)}")
+    tried = nearest(word, choices)
+    if option in FILE_INSTEAD and Path(word).suffix:
+        tried = f" Try {FILE_INSTEAD[option]} {word}."
+    raise ValueError(f"Expected {option} among {', '.join(choices)}, but found '{word}'.{tried}")
 
 
 def is_switch(kind: Any) -> bool:

@@ -55,7 +55,8 @@ def load(
     """
     known = (*DATASETS, *TABLES)
     if name not in known:
-        raise ValueError(f"Expected a data set among {', '.join(known)}, but found '{name}'.{nearest(name, known)}")
+        tried = f" Try dataset_of('{name}')." if Path(name).suffix else nearest(name, known)
+        raise ValueError(f"Expected a data set among {', '.join(known)}, but found '{name}'.{tried}")
     check_binarize(binarize)
     if name in TABLES:
         frame, labels = table(name)

@@ -36,6 +36,7 @@ from pyro_gvae.config.train import TrainConfig
         (["evaluate", "x", "--max-memory", "0"], "Expected a positive number as max_memory, but found 0.0."),
         (["train", "--dataset", "mnits"], "Expected --dataset among digits, mnist"),
         (["train", "--dataset", "mnits"], "but found 'mnits'. Try 'mnist'."),
+        (["train", "--dataset", "wine.csv"], "but found 'wine.csv'. Try --data wine.csv."),
         (["gradients", "--estimators", "exact", "reinmx"], "Try 'reinmax'."),
         (["train", "--preset", "artcle"], "Try 'article'."),
         (["train", "--stages", "gumbel_softmx:3"], "Try 'gumbel-softmax'."),

@@ -278,10 +278,16 @@ def test_digits_have_one_split() -> None:
     assert torch.equal(one.test, other.test)
 
 
-@pytest.mark.parametrize(("name", "binarize"), [("digit", "none"), ("digits", "grey")])
-def test_unknown_names_are_refused_with_the_known_ones(name: str, binarize: str) -> None:
-    known = "digits, mnist, .* diabetes, but found 'digit'" if name == "digit" else "none, .* but found 'grey'"
-    with pytest.raises(ValueError, match=known):
+@pytest.mark.parametrize(
+    ("name", "binarize", "sentence"),
+    [
+        ("digit", "none", r"digits, mnist, .* diabetes, but found 'digit'\. Try 'digits'\."),
+        ("wine.csv", "none", r"but found 'wine\.csv'\. Try dataset_of\('wine\.csv'\)\."),
+        ("digits", "grey", r"none, .* but found 'grey'"),
+    ],
+)
+def test_unknown_names_are_refused_with_what_to_try(name: str, binarize: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         load(name, binarize=binarize)
 
 
