@@ -75,6 +75,11 @@ def keep_letters(app: Sphinx, kind: str, name: str, obj: object, options: object
     lines[:] = [re.sub(r"^(\s*\w+: )(?=[A-Z]\.$)", r"\1\\", line) for line in lines]
 
 
+def skip_fields(app: Sphinx, kind: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Leave out the fields of named tuples, which the docstring of their class describes."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 class EstimatorsDirective(SphinxDirective):
     """Insert the docstring of every constructor in the registry, in its order."""
 
@@ -194,6 +199,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("facade", FacadeDirective)
     app.add_directive("contents-of-page", ContentsDirective)
     app.connect("autodoc-process-docstring", keep_letters, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("missing-reference", find_anywhere, priority=900)
     app.connect("html-page-context", mend_links_back)
     app.connect("html-page-context", partial(share_trees, trees={}), priority=400)  # before the theme takes it

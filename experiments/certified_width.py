@@ -49,8 +49,8 @@ NUM_TEST = 100
 #: log p(x) is not summed if there are more codes than this.
 MOST_CODES = 100_000
 BOUNDS = {
-    "lower": "certain lower bound",
-    "upper": "certain upper bound",
+    "lower": "certified lower bound",
+    "upper": "certified upper bound",
     "importance_weighted": "importance-weighted bound, as many samples",
 }
 

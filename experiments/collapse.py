@@ -16,7 +16,7 @@ The cases are runs that failed in other experiments: exact training of 10x2 on b
 with one category of ten (`relaxed_vs_exact.py`); `reinforce-loo` at 8x4 in the ReinMax protocol, where seed 1 ends with
 half of its categories (`reinmax_protocol.py`); and the first epochs of `exact` in the same protocol. Schedules reach 0
 after half of the training, so that the second half optimizes the objective itself. A run counts as settled if exp of
-the entropy of the aggregate posterior q(z_n) of the test images, a mean over latents, is below 0.6 K.
+the entropy of the aggregated posterior q(z_n) of the test images, a mean over latents, is below 0.6 K.
 
 Found (`--cases "exact 10x2"`, ten seeds, commit fce6db7; seconds were measured beside other work): exact training of
 10x2 settles on 9 seeds of 10, with 4.3 +- 0.6 of 10 categories in use on average and a test -ELBO of 169.0 +- 5.5.

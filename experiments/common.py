@@ -248,7 +248,7 @@ def scores_on_test(vae: CategoricalVAE, data: Dataset, *, most: int | None = Non
 
     Returns:
         `test_elbo` and `test_log_evidence`, nats per datum; `evidence_is`, which is "exact", or the number of samples
-        where the evidence is only a lower bound; and `categories_used`, exp of the entropy of the aggregate posterior
+        where the evidence is only a lower bound; and `categories_used`, exp of the entropy of the aggregated posterior
         q(z_n) of these images, a mean over latents.
     """
     x = data.test[:most]

@@ -17,6 +17,8 @@ of 40 words. The trained program has the same form, random initial weights, a le
 layer of 128 units. Each seed has its own truth and documents. "One distribution" gives the same words to every
 document. "From the truth" starts with the true decoder and prior, which no one knows: it loses only what 4,000
 documents do not tell.
+
+Found: see `docs/results/corpus.md`.
 """
 
 from functools import partial

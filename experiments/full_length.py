@@ -17,6 +17,8 @@ exact sums come last. At the other sizes ReinMax follows, at the temperature tha
 samples until three epochs before the end, and Adam at 1e-3, as in `stages.py`. The train -ELBO is the mean loss over
 the last epoch, as published. The test -ELBO is exact at 8x4, and at the other sizes a mean over 100 samples per image;
 -log p(x) is exact at 8x4, and elsewhere an upper bound by the same samples.
+
+Found: see `docs/results/full_length.md`.
 """
 
 from dataclasses import replace

@@ -1,11 +1,11 @@
-"""Sixteen latents and a convolutional decoder: can relaxed samples and sums of few codes do what a GFlowNet does?
+"""Compare relaxed samples and sums of few codes where the literature has a GFlowNet: sixteen latents, convolutions.
 
 Question: GFlowNet-EM (Hu et al. 2023, arXiv 2302.06576) trains a VAE of 16 latents with K = 4, 8 or 10 categories whose
 posterior is sampled by a GFlowNet. The paper has no row for Gumbel-Softmax or for partial sums. Which log p(x) do they
 reach with a guide of independent latents, and how wide is the interval that certainly contains it?
 
 Command: `python experiments/gflownet_em.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--categories`,
-`--plans` and `--steps` make it shorter, and cells that were measured are not measured again. It writes
+`--plans` and `--steps` make it shorter, and finished cells are not run again. It writes
 `experiments/results/gflownet_em.csv` and, for each K, `docs/figures/gflownet_em_K.png` and `.svg`.
 
 Cost: one core, 5,000 steps, of which a soft one takes 0.07 s: six to twelve minutes a row and seed, 45 for `top-c`,
@@ -13,9 +13,8 @@ and four minutes for its final scores.
 
 MNIST, black where grey is at most 0.5, batches of 128, Adam 1e-3, convolutional networks. Differences from the paper:
 the guide is independent, the networks are those of this package, and training is shorter, so compare rows with each
-other only. In training the ELBO is that of 100 samples of each of 1,000 test images. At the end log p(x) is bounded by
-5,000 importance samples, as in the paper, of each of 200 test images, and the certain bounds sum over 4,096 chosen
-codes of the same images.
+other only. During training the ELBO uses 100 samples of each of 1,000 test images. At the end, on 200 test images, log
+p(x) is bounded with 5,000 importance samples per image, as in the paper, and the certified bounds sum over 4,096 codes.
 """
 
 from dataclasses import replace
@@ -105,17 +104,17 @@ def measure(cell: Row, *, places: Places) -> list[Row]:
 
 @torch.no_grad()
 def final_scores(vae: CategoricalVAE, test: Tensor, *, few: bool) -> Row:
-    """Compute bounds of log p(x), in the mean and certain, and the ELBO of the first test images, nats per datum."""
+    """Compute the ELBO and bounds of log p(x), sampled and certified, of the first test images, in nats per datum."""
     x = test[: 5 if few else NUM_IMAGES]
     with own_randomness(0):
         sampled = importance_weighted(vae, x, 10 if few else NUM_SAMPLES)
-        certain = certified_bounds(vae, x, 16 if few else NUM_CODES)
-    upper = float("nan") if certain.upper is None else certain.upper.mean().item()
+        certified = certified_bounds(vae, x, 16 if few else NUM_CODES)
+    upper = float("nan") if certified.upper is None else certified.upper.mean().item()
     return {
         "test_bound": sampled.bound.mean().item(),
         "same_images_elbo": sampled.elbo.mean().item(),
-        "certain_lower": certain.lower.mean().item(),
-        "certain_upper": upper,
+        "certified_lower": certified.lower.mean().item(),
+        "certified_upper": upper,
     }
 
 

@@ -15,6 +15,8 @@ model top-down, MNIST binarized at a grey level of 0.5, batches of 24, Adam 3e-4
 binarize MNIST at random and train for millions of steps, so compare rows with each other, not with the published
 values. The bound is that of the discrete model, with 200 samples for each of 2,000 test images; the ELBO uses the same
 samples.
+
+Found: see `docs/results/hierarchy.md`.
 """
 
 import math

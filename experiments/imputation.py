@@ -23,6 +23,8 @@ use the same families of distributions for the columns. "Independent columns" ha
 tree (Chow and Liu 1968, by the correlations of columns) the natural parameters of a column are linear in its parent.
 "Latent classes" is a mixture of independent columns with as many parameters as the VAE's prior and decoder. All stop
 early by the same validation rows.
+
+Found: see `docs/howto/tables.md`.
 """
 
 from dataclasses import replace

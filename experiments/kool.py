@@ -16,6 +16,8 @@ Encoder 784-512-256-10 N and back with LeakyReLU of slope 0.01, MNIST binarized 
 Adam 1e-3, no annealing, as published, with two differences: they train for 1,000 epochs, and keep the last 10,000
 training images for validation. Estimators that sample take four codes, as published. Test -ELBO and -log p(x) are those
 of the discrete model; at N = 20 they are estimated with 100 codes per image.
+
+Found: see `docs/results/kool.md`.
 """
 
 from dataclasses import replace

@@ -11,6 +11,8 @@ Cost: one core, three seeds: eight minutes.
 The runs are those of `pyro-gvae train --dataset wine`, and of the other data sets, with its default learning rates and
 batch sizes, soft samples or exact sums. Test ELBO and log p(x) are exact sums over the codes, in nats per datum, of at
 most 1,000 test data.
+
+Found: see `docs/howto/networks.md`.
 """
 
 from dataclasses import replace

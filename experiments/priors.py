@@ -18,6 +18,8 @@ and log p(x) is a sum over all codes. 10x30 is trained by ReinMax with a sampled
 p(x) is a lower bound by importance sampling. 10x30 has no joint prior, since its 10^30 codes cannot be summed. Rows
 `after` start from the model with the uniform prior and replace only the prior. The prior `autoregressive` is a masked
 MLP; `transformer` is the same with a small causal transformer.
+
+Found: see `docs/results/priors.md`.
 """
 
 import copy

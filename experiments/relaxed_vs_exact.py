@@ -16,7 +16,7 @@ Black-and-white images (thresholds at 1/2), the networks of `PROBLEMS`, one Adam
 al. 2017). Exact training also has a variant whose KL weight grows from 0 to 1 in the first 300 steps, except on MNIST
 8x5, which has fewer steps. All runs of a seed start from the same weights and see the same batches. Reported are ELBO
 and log p(x) of the discrete model, summed over all codes, on the first 1,000 test images, and the number of categories
-in use: exp of the entropy of the aggregate posterior q(z_n) of these images, a mean over latents.
+in use: exp of the entropy of the aggregated posterior q(z_n) of these images, a mean over latents.
 
 Found (three seeds; MNIST 8x5 only at temperature 0.67): at equal steps on digits, with the categorical KL at a
 temperature of 0.3 or 0.67, soft samples cost 0.12 +- 0.07 to 0.43 +- 0.09 nats of log p(x), and with the relaxed KL 2.5

@@ -12,6 +12,8 @@ Cost: one core, digits with three seeds: about ten minutes.
 All sizes have the same networks, and are trained with soft samples and the categorical KL for equally many epochs. No
 size of the grid has more than 65,536 codes, so log p(x) is a sum over all of them. Runs that prune do so after a third
 and two thirds of their epochs, with the default thresholds or a higher threshold of information.
+
+Found: see `docs/results/sizes.md`.
 """
 
 from functools import partial

@@ -11,6 +11,8 @@ MLP 784-512-256-NK and back, B = 100, grey MNIST, at two sizes of code: 4 one-ho
 codes can be summed, and 20 of 10, where they cannot. Options are the registry's defaults except for those in `OPTIONS`.
 The estimators run blocks of steps in turn. Reported are the medians over blocks of the mean time per step, and their
 ratios to `gumbel-softmax`. An estimator that refuses a size is listed with its reason.
+
+Found: see `docs/results/speed_estimators.md`.
 """
 
 from itertools import cycle

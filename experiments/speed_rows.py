@@ -15,6 +15,8 @@ estimator, so that reading weighs most. Epochs from memory and in slices are int
 Times are those of the whole epoch, including reading; the file is in the system's cache. Memory is that of a separate
 process from its start to the end of the first epoch, which includes describing the columns, the first recording and
 training.
+
+Found: see `docs/howto/tables.md`.
 """
 
 import json

@@ -12,6 +12,8 @@ A step is loss, gradients, their sum over the processes, and optimizer: MLP 784-
 with learning rate 0, so that the same codes are decoded in each step. Efficiency is the time of one process divided by
 twice the time of two; blocks of both are interleaved, and medians are reported. A check ensures that both give the same
 loss to 1e-5. "Talk" is the sum of the gradients alone.
+
+Found: see `docs/howto/many_devices.md`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The ready programs that commands train: their sizes, and the settings they do not have; no torch."""
+"""The ready-made programs that commands train: their sizes, and the settings they do not have; no torch."""
 
 from collections.abc import Iterable
 from enum import Enum

@@ -74,8 +74,8 @@ class TrainConfig(DataConfig):
         prior_temperature: Temperature of the model's relaxation: a number or a schedule; by default 2/5.
         beta: Weight of the KL in the objective: a number or a schedule, which may reach 0, such as linear:0,1,1000; by
             default 1. The reported ELBO is never weighted.
-        unimix: Share of the uniform distribution that is mixed into the guide, so that no category dies: a schedule
-            that ends at 0, such as linear:0.01,0,2000. Evaluations never mix the guide.
+        unimix: Share of the uniform distribution that is mixed into the guide, so that no category's probability
+            vanishes: a schedule that ends at 0, such as linear:0.01,0,2000. Evaluations never mix the guide.
         usage_entropy: Weight of a reward for using all categories, the entropy of the mean posterior of a batch: a
             schedule that ends at 0, such as linear:1,0,2000.
         revive: Share of the training data below which a category counts as unused. At the beginning of each epoch but

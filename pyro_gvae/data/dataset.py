@@ -127,6 +127,9 @@ def as_tensor(data: Any) -> Tensor:
         data: a tensor, which keeps its type; an array or nested lists, converted to float32; a torch dataset, where
             only the first element of each item is used; or a `DataLoader`, whose dataset is used.
 
+    Returns:
+        The tensor (M, ...).
+
     Raises:
         ValueError: if there are no data, or they have another type.
 

@@ -131,7 +131,12 @@ class JointOneHotCategorical(TorchDistribution):
 def joint_one_hot(
     num_latents: int, num_categories: int, dtype: torch.dtype = torch.float32
 ) -> type[JointOneHotCategorical]:
-    """Return the class of distributions over codes of shape (N, K) whose samples have this dtype."""
+    """Return the class of distributions over codes of shape (N, K) whose samples have this dtype.
+
+    Example:
+        >>> joint_one_hot(2, 3)(logits=torch.zeros(9)).sample().shape  # one logit for each of the 3^2 codes
+        torch.Size([2, 3])
+    """
 
     @final
     class JointOneHots(JointOneHotCategorical):

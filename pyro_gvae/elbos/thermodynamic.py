@@ -16,9 +16,9 @@ class ThermodynamicObjective(SampledELBO):
     With log w_p = log p(x, z_p) - log q(z_p | x) and :math:`\pi_\beta \propto q w^\beta`, log p(x) is the integral of
     :math:`E_{\pi_\beta} \log w` over beta from 0 to 1, and this integrand does not decrease with beta. So
 
-    .. math:: T = \sum_{k=0}^{D-1} (\beta_{k+1} - \beta_k) E_{\pi_{\beta_k}} \log w \le \log p(x)
+    .. math:: T = \sum_{k=0}^{J-1} (\beta_{k+1} - \beta_k) E_{\pi_{\beta_k}} \log w \le \log p(x)
 
-    is a lower bound, which for D = 1 is the ELBO; :math:`\beta_0 = 0`, and the others are evenly spaced on a log scale
+    is a lower bound, which for J = 1 is the ELBO; :math:`\beta_0 = 0`, and the others are evenly spaced on a log scale
     from :math:`\beta_1` to 1. Expectations are estimated with the weights :math:`\bar w_p = w_p^\beta / \sum_j
     w_j^\beta` of the same P codes, and their gradients by
 
@@ -36,8 +36,8 @@ class ThermodynamicObjective(SampledELBO):
 
     Args:
         num_particles: P, samples per datum.
-        num_partitions: D >= 1, parts of the integral.
-        first: beta_1, in (0, 1]; not used if D is 1.
+        num_partitions: J >= 1, parts of the integral.
+        first: beta_1, in (0, 1]; not used if J is 1.
 
     Raises:
         ValueError: when called, if sites of one datum are scaled differently.
@@ -61,9 +61,9 @@ class ThermodynamicObjective(SampledELBO):
         log_joint, log_q = (unscaled(draws.together(one), scale) for one in (draws.log_joint, draws.log_q))  # (P, B)
         log_weights = (log_joint - log_q).detach()
         betas = log_weights.new_tensor(self.betas)
-        widths = betas.diff()  # (D,)
-        of_each = (betas[:-1, None, None] * log_weights).softmax(1)  # (D, P, B)
-        means = (of_each * log_weights).sum(1)  # (D, B)
+        widths = betas.diff()  # (J,)
+        of_each = (betas[:-1, None, None] * log_weights).softmax(1)  # (J, P, B)
+        means = (of_each * log_weights).sum(1)  # (J, B)
         covariances = self.num_particles / (self.num_particles - 1) * of_each * (log_weights - means.unsqueeze(1))
         weights = widths[:, None, None] * of_each
         signals = widths[:, None, None] * covariances
@@ -75,7 +75,7 @@ class ThermodynamicObjective(SampledELBO):
 
 
 def partition(num_partitions: int, first: float) -> tuple[float, ...]:
-    """Return 0, and D numbers from the first to 1 that are evenly spaced on a log scale.
+    """Return 0, and J numbers from the first to 1 that are evenly spaced on a log scale.
 
     Raises:
         ValueError: if there are no parts, or the first is not in (0, 1].

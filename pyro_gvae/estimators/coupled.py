@@ -38,10 +38,10 @@ def disarm(*, num_particles: int = 1) -> Estimator:
 
 
 def disarm_iw(*, num_particles: int = 1) -> Estimator:
-    """DisARM-IW: importance-weighted pairs of codes, coupled by stick breaking so that they differ.
+    """DisARM-IW: importance-weighted pairs of codes, coupled by stick breaking so that they rarely agree.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents (Dong, Mnih, Tucker
-    2021, arXiv 2106.08056). *Requires* nothing more. For K = 2 it is `disarm`. *Bias*: none.
+    2021, arXiv 2106.08056). *Requires* discrete latents of any K. For K = 2 it is `disarm`. *Bias*: none.
 
     Args:
         num_particles: P, *pairs* per datum and latent.

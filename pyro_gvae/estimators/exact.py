@@ -14,11 +14,11 @@ from .claims import Bias, EvidenceShare, Objective
 def exact(*, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> Estimator:
     """The ELBO of the discrete model, summed over all K^N joint codes.
 
-    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* a
-    number of joint codes that can be summed in the time available; `max_memory` bounds the memory. Latents may be any
-    number of one-hots, bits and integers, and continuous ones with `rsample`, which are drawn. Chains in `pyro.markov`
-    and latents that only the model has are summed one after another. *Bias*: none, and no variance but that of
-    continuous latents.
+    *Approximates* nothing: the sum is exact. *With* one decoder call for each code and one matrix product for all data.
+    *Requires* a number of joint codes that can be summed in the time available; `max_memory` bounds the memory. Latents
+    may be any number of one-hots, bits and integers, and continuous ones with `rsample`, which are drawn. Chains in
+    `pyro.markov` and latents that only the model has are summed one after another. *Bias*: none, and no variance but
+    that of continuous latents.
 
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.
@@ -48,9 +48,9 @@ def exact_evidence(
 ) -> Estimator:
     """log p(x) of the discrete model, summed over all K^N joint codes; the guide gets no gradient.
 
-    *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* a number of joint codes that
-    can be summed in the time available, and latents that are all discrete, in nested plates if in several. *Bias*:
-    none, and no variance.
+    *Approximates* nothing: the sum is exact. *With* two passes over the codes, in bounded memory. *Requires* a number
+    of joint codes that can be summed in the time available, and latents that are all discrete, in nested plates if in
+    several. *Bias*: none, and no variance.
 
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.
@@ -84,14 +84,14 @@ def exact_wake(
 ) -> Estimator:
     """log p(x) for the model, and a KL for the guide, both summed over all K^N joint codes.
 
-    *Approximates* nothing. *With* one decoder call for each code: the model gets the gradient of log p(x), and the
-    guide, from the same table of codes, that of the ELBO, which is KL(q(z | x) || p(z | x)), or that of KL(p(z | x) ||
-    q(z | x)), the exact wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv 1406.2751; Le et al.
-    2019, arXiv 1805.10469). The loss is -log p(x). *Requires* what `exact-evidence` requires, and is best as a last
-    stage: a model that is trained by log p(x) from the start has a posterior that is far from any factorized guide. An
-    `evidence_weight` w below 1 keeps it nearer: model and guide get a weighted mean of these gradients and those of
-    `exact`, and the codes are summed twice (:class:`~pyro_gvae.elbos.mixture.WakeMixture`). *Bias*: none, and no
-    variance.
+    *Approximates* nothing: the sum is exact. *With* one decoder call for each code: the model gets the gradient of log
+    p(x), and the guide, from the same table of codes, that of the ELBO, which is KL(q(z | x) || p(z | x)), or that of
+    KL(p(z | x) || q(z | x)), the exact wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv
+    1406.2751; Le et al. 2019, arXiv 1805.10469). The loss is -log p(x). *Requires* what `exact-evidence` requires, and
+    is best as a last stage: a model that is trained by log p(x) from the start has a posterior that is far from any
+    factorized guide. An `evidence_weight` w below 1 keeps it nearer: model and guide get a weighted mean of these
+    gradients and those of `exact`, and the codes are summed twice (:class:`~pyro_gvae.elbos.mixture.WakeMixture`).
+    *Bias*: none, and no variance.
 
     Args:
         encoder: the KL of the guide, "exclusive" or "inclusive".

@@ -14,7 +14,7 @@ from .claims import Bias, Objective, Samples
 def reinforce(*, num_particles: int = 1) -> Estimator:
     """REINFORCE: the gradient of log q(z | x) of a sampled code, weighted by log p(x, z) - log q(z | x).
 
-    *Approximates* the ELBO of the discrete model. *With* one code, and stock `Trace_ELBO` (Williams 1992; Ranganath et
+    *Approximates* the ELBO of the discrete model. *With* P codes, and stock `Trace_ELBO` (Williams 1992; Ranganath et
     al. 2014, arXiv 1401.0118). *Requires* nothing of the decoder. *Bias*: none, but the variance is the highest of all.
 
     Args:
@@ -52,7 +52,7 @@ def reinforce_baseline(
 ) -> Estimator:
     """REINFORCE with a baseline, learned from earlier steps and subtracted from the weight of the score.
 
-    *Approximates* the ELBO of the discrete model. *With* one code, and stock `TraceGraph_ELBO` (Schulman et al. 2015,
+    *Approximates* the ELBO of the discrete model. *With* P codes, and stock `TraceGraph_ELBO` (Schulman et al. 2015,
     arXiv 1506.05254). `baseline="running"` is the mean cost of earlier steps. `baseline="neural"` adds a network of the
     data, which is trained together with the program (Mnih and Gregor 2014, arXiv 1402.0030). *Requires* a discrete
     site; the neural baseline also requires data (..., D) as the guide's first argument. *Bias*: none.

@@ -14,7 +14,7 @@ def tvo(*, num_particles: int = 5, num_partitions: int = 2, first: float = 0.05)
 
     Args:
         num_particles: P, samples per datum.
-        num_partitions: D, parts of the integral; 1 gives the ELBO.
+        num_partitions: J, parts of the integral; 1 gives the ELBO.
         first: beta_1, where the first part ends; the others have equal widths in log beta.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Compute an interval that is certain to contain log p(x), from a sum over some codes, without sampling."""
+"""Compute an interval that always contains log p(x), from a sum over some codes, without sampling."""
 
 import math
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ _MOST_ROUNDS = 16
 
 
 class Certified(NamedTuple):
-    """Bounds on log p(x) of each datum, in nats. Both are certain, up to rounding of log p(x, z).
+    """Bounds on log p(x) of each datum, in nats. Both always hold, up to rounding of log p(x, z).
 
     Attributes:
         lower: log of the sum of p(x, z) over a set of codes, (B,).
@@ -48,7 +48,7 @@ class Certified(NamedTuple):
 @judging
 @torch.no_grad()
 def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_memory: float | None = None) -> Certified:
-    r"""Compute a lower and an upper bound on log p(x) of each datum that are certain, unlike sampled bounds.
+    r"""Compute a lower and an upper bound on log p(x) of each datum that always hold, unlike sampled bounds.
 
     For a set T of codes, and m the largest log p(x | z) that any parameters can give,
 

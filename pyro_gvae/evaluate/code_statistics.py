@@ -21,7 +21,12 @@ ENTRIES_AT_A_TIME = 10**7
 
 
 class Measured(NamedTuple):
-    """A number, and its standard error over data if it has one."""
+    """A number, and its standard error over data if it has one.
+
+    Attributes:
+        value: the number.
+        standard_error: of the number, as a mean over data; None if there is a single datum.
+    """
 
     value: float
     standard_error: float | None = None
@@ -40,12 +45,19 @@ def mean_over_data(values: Tensor) -> Measured:
 
 
 class LatentStatistics(NamedTuple):
-    """Statistics of each latent, all (N,)."""
+    """Statistics of each latent, all (N,); :func:`latent_statistics` has the formulas.
+
+    Attributes:
+        variance: of the posterior mean over data.
+        perplexity: the effective number of used categories, from 1 to K.
+        mutual_information: between the latent and the data, in nats.
+        entropy: of the posterior, a mean over data, in nats.
+    """
 
     variance: Tensor
     perplexity: Tensor
-    mutual_information: Tensor  # nats
-    entropy: Tensor  # nats
+    mutual_information: Tensor
+    entropy: Tensor
 
     @property
     def active(self) -> Tensor:
@@ -96,6 +108,9 @@ def latent_statistics(log_q: Tensor) -> LatentStatistics:
     Args:
         log_q: log q(z_n = k | x_b), shape (B, N, K).
 
+    Returns:
+        The statistics, each (N,).
+
     Example:
         >>> sure = torch.tensor([[0.0, -80.0], [-80.0, 0.0]]).unsqueeze(1)  # one latent distinguishes two data
         >>> found = latent_statistics(sure)
@@ -140,6 +155,14 @@ def joint_mutual_information(log_q: PerLatent) -> Measured | None:
 
     Args:
         log_q: log q(z_n = k | x_b) of independent latents, shape (B, N, K); for several sites, by name.
+
+    Returns:
+        The mean over data with its standard error, or None.
+
+    Example:
+        >>> sure = torch.tensor([[0.0, -80.0], [-80.0, 0.0]]).unsqueeze(1)  # one latent distinguishes two data
+        >>> round(joint_mutual_information(sure).value, 4)
+        0.6931
     """
     found = information_of_each(log_q)
     return None if found is None else mean_over_data(found)
@@ -150,6 +173,9 @@ def information_of_each(log_q: PerLatent) -> Tensor | None:
 
     Args:
         log_q: log q(z_n = k | x_b) of independent latents, shape (B, N, K); for several sites, by name.
+
+    Returns:
+        The information of each datum in nats, (B,), or None.
     """
     named = log_q if isinstance(log_q, dict) else {"": log_q}
     digits = [digit for own in named.values() for digit in own.double().unbind(1)]  # (B, K) each

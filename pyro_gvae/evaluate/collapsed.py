@@ -23,10 +23,16 @@ CODES_AT_A_TIME = 1024
 
 
 class Collapsed(NamedTuple):
-    """Estimates from P draws of the continuous latents of each datum, in nats."""
+    """Estimates from P draws of the continuous latents of each datum, in nats.
 
-    bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
-    effective_sample_size: Tensor  # (B,): between 1 and P
+    Attributes:
+        bound: the log of the mean of w, at most log p(x) in expectation, (B,).
+        effective_sample_size: a number between 1 and P for each datum, (B,).
+        num_particles: P.
+    """
+
+    bound: Tensor
+    effective_sample_size: Tensor
     num_particles: int
 
 

@@ -34,15 +34,22 @@ PRIOR_GAP = "prior_gap"
 
 
 class Gaps(NamedTuple):
-    """Bounds on log p(x) for each datum, all (B,), in nats; fewer numbers if data share a latent."""
+    """Bounds on log p(x) for each datum, all (B,), in nats; fewer numbers if data share a latent.
 
-    #: None if there are integers or excluded categories, which have no relaxation, or latents that the guide lacks and
-    #: so cannot draw
+    Attributes:
+        relaxed_bound: the relaxed ELBO. None if there are integers or excluded categories, which have no relaxation,
+            or latents that the guide lacks and so cannot draw.
+        elbo: the exact ELBO of the guide.
+        mean_field_elbo: the exact ELBO of the best mean-field posterior.
+        log_evidence: log p(x).
+        prior_gap: each datum's term of KL(aggregated posterior || prior); None if data share latents or codes are too
+            many.
+    """
+
     relaxed_bound: Tensor | None
     elbo: Tensor
     mean_field_elbo: Tensor
     log_evidence: Tensor
-    #: Each datum's term of KL(aggregated posterior || prior); None if data share latents or codes are too many.
     prior_gap: Tensor | None = None
 
 
@@ -67,16 +74,16 @@ def gaps(
     The same holds for latents that the guide lacks: the ELBO sums them as if it had their exact posterior given the
     others.
 
+    The *prior gap* is not a difference of two bounds, but a part of the ELBO's KL, whose mean over data is I(x; z) +
+    KL(aggregated posterior || prior) (Hoffman and Johnson 2016, *ELBO surgery*), for the aggregated posterior of these
+    data. A better prior closes it, without any change of encoder and decoder.
+
     Args:
         pair: a `CategoricalVAE`, or a pair of programs with discrete latents.
         x: data (B, D), or all arguments of the programs.
         num_particles: P, the number of relaxed samples per datum; nothing else is sampled.
         temperature: the temperature of the relaxed samples; if None, each site has its own.
         max_memory: bytes that the exact sums may use.
-
-    The *prior gap* is not a difference of two bounds, but a part of the ELBO's KL, whose mean over data is I(x; z) +
-    KL(aggregated posterior || prior) (Hoffman and Johnson 2016, *ELBO surgery*), for the aggregated posterior of these
-    data. A better prior closes it, without any change of encoder and decoder.
 
     Returns:
         The four bounds and the prior gap, each (B,), in nats.

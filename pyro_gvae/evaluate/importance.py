@@ -36,14 +36,20 @@ SLICES_PER_RETURN = 8
 
 
 class ImportanceWeighted(NamedTuple):
-    """Estimates from P samples of each datum, in nats."""
+    """Estimates from P samples of each datum, in nats.
 
-    elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
-    bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
-    effective_sample_size: Tensor  # (B,): between 1 and P
-    #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,). None for continuous
-    #: latents, which have no neighbours, if data share a latent, whose change affects several data, and if the guide
-    #: lacks latents, which are summed.
+    Attributes:
+        elbo: the mean of log w, an unbiased estimate of the ELBO, (B,).
+        bound: the log of the mean of w, at most log p(x) in expectation, (B,).
+        effective_sample_size: a number between 1 and P for each datum, (B,).
+        neighbourhood: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,).
+            None for continuous latents, if data share a latent, and if the guide lacks latents.
+        num_particles: P.
+    """
+
+    elbo: Tensor
+    bound: Tensor
+    effective_sample_size: Tensor
     neighbourhood: Tensor | None
     num_particles: int
 
@@ -58,8 +64,7 @@ class ImportanceWeighted(NamedTuple):
         - Fewer than 10 effective samples: the bias of the bound, -(1 / ESS - 1 / P) / 2 to first order (Domke and
           Sheldon 2018, arXiv 1808.09034), is no longer small.
         - The neighbourhood, a lower bound on log p(x), exceeds the bound by 0.1 nats: the samples have missed important
-          codes. The weights cannot show this (Chatterjee and Diaconis 2018, arXiv 1511.01437): if the guide is certain
-          of one code, all weights are equal, and all samples count as effective.
+          codes. The weights cannot show this (Chatterjee and Diaconis 2018, arXiv 1511.01437).
         """
         few = self.effective_sample_size < FEW_EFFECTIVE_SAMPLES
         missed = torch.zeros(()) if self.neighbourhood is None else self.neighbourhood > self.bound + MISSED_NATS
@@ -94,17 +99,14 @@ def importance_weighted(
     the guide lacks are summed for each sample: p(x, z_p) is the sum over them.
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data, with discrete and continuous
-            latents; they may be relaxed. Each weight covers all latents of a datum.
+        pair: a `CategoricalVAE`, or a `Pair` of programs with any latents that accept any number of data.
         x: data (B, D).
         num_particles: P, the number of samples of each datum.
-        max_memory: bytes that scoring may use; 4 GB if None. Samples and data are scored in
-            chunks that fit.
+        max_memory: bytes that scoring may use; 4 GB if None. Samples and data are scored in chunks that fit.
 
     Returns:
-        ELBO estimate, bound, effective sample size, and the log of the joint density of the guide's mode and its
-        neighbours, each (B,), with the programs' scale and mask applied. Data that share a latent have a single joint
-        number: (1,) for a global latent. No gradient.
+        The estimates, with the programs' scale and mask applied. Data that share a latent have a single joint number:
+        (1,) for a global latent. No gradient.
 
     Raises:
         ValueError: if `num_particles` is below 1, or the programs scale prior, likelihood and guide differently.

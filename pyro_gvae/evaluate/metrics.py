@@ -35,7 +35,7 @@ DATA_AT_A_TIME = 10_000
 
 
 class DiscreteScores(NamedTuple):
-    """Exact ELBO and log-evidence of the discrete model: means over data, in nats per datum."""
+    """Exact `elbo` and `log_evidence` of the discrete model: means over data, in nats per datum."""
 
     elbo: float
     log_evidence: float
@@ -203,7 +203,7 @@ def evaluate(
       :func:`~pyro_gvae.evaluate.importance.importance_weighted`. For continuous latents with at most 1024 codes,
       collapsed_iwae_bound is tighter: see
       :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. If all latents are discrete, lower_bound and
-      upper_bound are certain: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
+      upper_bound always hold: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
     - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
       dependence of latents allows: see :class:`~pyro_gvae.evaluate.guided.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;

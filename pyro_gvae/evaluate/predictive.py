@@ -81,6 +81,9 @@ def sampled_predictive_means(
         x: rows (B, D).
         num_particles: P, the number of samples of the guide for each row.
         labels: integers (B,), for a program of data given their labels.
+
+    Returns:
+        The moments (B, F), and the effective sample sizes (B,).
     """
     assert isinstance(vae.observation, TableObservation)
     columns = vae.observation.columns

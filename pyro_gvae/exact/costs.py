@@ -146,6 +146,12 @@ def sum_cost(pair: HasPair, *args: Any, max_memory: float | None = None, **kwarg
 
     Raises:
         ValueError: if neither is a sum over codes.
+
+    Example:
+        >>> from pyro_gvae.models.joint_vae import JointVAE
+        >>> vae = JointVAE(data_dim=6, num_latents=1, num_categories=10, latent_dim=2, hidden=(5,))
+        >>> sum_cost(vae, torch.ones(4, 6)).num_codes
+        10
     """
     try:
         return cost(pair, *args, max_memory=max_memory, **kwargs)

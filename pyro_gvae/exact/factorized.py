@@ -28,10 +28,15 @@ from .posteriors import check_latents
 
 
 class MeanField(NamedTuple):
-    """The best factorized posterior found for each datum."""
+    """The best factorized posterior found for each datum.
 
-    logits: PerLatent  # (B, N, K): log q_n(k), normalized; for several discrete latents a dictionary by their names
-    elbo: Tensor  # (B,): its ELBO in nats
+    Attributes:
+        logits: log q_n(k), normalized, (B, N, K); for several discrete latents a dictionary by their names.
+        elbo: its ELBO in nats, (B,).
+    """
+
+    logits: PerLatent
+    elbo: Tensor
 
 
 @torch.no_grad()

@@ -23,11 +23,16 @@ class Posterior(NamedTuple):
     Codes and marginals of a program with one discrete latent are tensors; with several latents, they are dictionaries
     by the latent's name. Every latent is treated as N digits of K categories: bits have two categories, and integers
     one digit.
+
+    Attributes:
+        marginals: p(z_n = k | x), (B, N, K).
+        codes: the C most probable joint codes as one-hots, in descending order, (B, C, N, K).
+        probs: p(z | x) of these codes, (B, C).
     """
 
-    marginals: PerLatent  # (B, N, K): p(z_n = k | x)
-    codes: PerLatent  # (B, C, N, K): the most probable joint codes as one-hots, in descending order
-    probs: Tensor  # (B, C): p(z | x) of these codes
+    marginals: PerLatent
+    codes: PerLatent
+    probs: Tensor
 
 
 @torch.no_grad()

@@ -125,10 +125,15 @@ def log_evidence(
 
 
 class Bounds(NamedTuple):
-    """The exact ELBO of each datum, and the log-evidence that it bounds."""
+    """The exact ELBO of each datum, and the log-evidence that it bounds, in nats.
 
-    elbo: Tensor  # (B,)
-    log_evidence: Tensor  # (B,)
+    Attributes:
+        elbo: the ELBO, (B,).
+        log_evidence: log p(x), (B,).
+    """
+
+    elbo: Tensor
+    log_evidence: Tensor
 
 
 @torch.no_grad()

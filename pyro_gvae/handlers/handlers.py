@@ -161,6 +161,10 @@ def discretize(program: Program | None = None, *, sites: Sites = EVERY_SITE) -> 
     Returns:
         The discrete program.
 
+    Raises:
+        ValueError: when the program runs, if it has no discrete latent of a given name, or if an ELBO that drops the
+            score of a discrete site runs it with gradients enabled.
+
     Example:
         >>> import pyro, torch
         >>> import pyro.distributions as dist

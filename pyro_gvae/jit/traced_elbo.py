@@ -101,7 +101,7 @@ class TracedELBO(LossOnlyELBO):
         elbo: the loss to record, any of Pyro's or of this package. Your own must convert its loss to a number by
             `pyro.infer.util.torch_item`, or be a :class:`~pyro_gvae.programs.tensor_elbo.TensorELBO`.
         check: whether to compare loss and gradients of each new recording with the plain ELBO under the same seed.
-        max_recordings: number of recordings that are kept; the least recently used is dropped first.
+        max_recordings: number of recordings that are kept, at least 1; the least recently used is dropped first.
         compile: whether to compile the graph with Inductor (with CUDA graphs on a GPU), which needs a compiler and some
             seconds.
 

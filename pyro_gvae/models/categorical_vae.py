@@ -168,9 +168,22 @@ class CategoricalVAE(VAE):
     @judging
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Return the most probable category of each latent under the guide, integers (B, N), for data x (B, D).
+        """Return the most probable category of each latent under the guide.
 
         For one-hots, samples and codes of the exact posterior, use :func:`pyro_gvae.encode`.
+
+        Args:
+            x: data (B, D).
+
+        Returns:
+            Categories from 0 to K - 1, integers (B, N).
+
+        Raises:
+            ValueError: if x does not have shape (B, D).
+
+        Example:
+            >>> CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)).encode(torch.ones(4, 6)).shape
+            torch.Size([4, 2])
         """
         self._check_data(x)
         return self.guide_logits(x).argmax(-1)

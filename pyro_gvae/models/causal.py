@@ -29,7 +29,7 @@ class CausalNetwork(nn.Module, ABC):
     @abstractmethod
     @override
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the logits of all digits."""
+        """Return the logits of all digits, (..., N, K), for codes (..., N, K)."""
 
     @abstractmethod
     def split(self, digit: int, source: int, to: int) -> None:
@@ -44,6 +44,10 @@ class MaskedMLP(CausalNetwork):
         num_latents: N.
         num_categories: K.
         hidden: width of the hidden layer.
+
+    Example:
+        >>> MaskedMLP(4, 8)(torch.zeros(5, 4, 8)).shape
+        torch.Size([5, 4, 8])
     """
 
     reads: Tensor
@@ -97,6 +101,10 @@ class CausalTransformer(CausalNetwork):
 
     Raises:
         ValueError: if the number of heads does not divide the width.
+
+    Example:
+        >>> CausalTransformer(4, 8)(torch.zeros(5, 4, 8)).shape
+        torch.Size([5, 4, 8])
     """
 
     def __init__(

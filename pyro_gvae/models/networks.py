@@ -143,6 +143,9 @@ def conv_encoder(
     Returns:
         A module that `CategoricalVAE` takes as `encoder`.
 
+    Raises:
+        ValueError: if a side of `image_shape` is below 1.
+
     Example:
         >>> import torch
         >>> tuple(conv_encoder((8, 8), 4, 10)(torch.zeros(5, 64)).shape)
@@ -286,14 +289,9 @@ def conv_networks(
         >>> encoder, decoder = conv_networks((8, 8), num_latents=4, num_categories=8)
         >>> vae = CategoricalVAE(64, 4, 8, encoder=encoder, decoder=decoder)
     """
-    decoder = conv_decoder(
-        image_shape,
-        num_latents,
-        num_categories,
-        hidden=tuple(hidden)[::-1],
-        natural_per_pixel=natural_per_pixel,
-    )
-    return Networks(conv_encoder(image_shape, num_latents, num_categories, hidden=hidden), decoder)
+    sizes = (image_shape, num_latents, num_categories)
+    decoder = conv_decoder(*sizes, hidden=tuple(hidden)[::-1], natural_per_pixel=natural_per_pixel)
+    return Networks(conv_encoder(*sizes, hidden=hidden), decoder)
 
 
 #: Name -> constructor of matching encoder and decoder. All constructors take the same arguments.

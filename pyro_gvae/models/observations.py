@@ -248,6 +248,9 @@ def as_observation(observation: str | Observation, **options: Any) -> Observatio
         **options: options of any family. An option of another family is allowed at its default, so that a caller can
             pass the options of all families.
 
+    Returns:
+        The observation.
+
     Raises:
         ValueError: if the name is unknown, the observation does not have an option, or an option is out of range.
 

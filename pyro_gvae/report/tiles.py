@@ -117,7 +117,7 @@ def _of_bits(logits: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(logits), logits], -1).log_softmax(-1)
 
 
-#: Why a ready program has no rows of tiles.
+#: Why a ready-made program has no rows of tiles.
 REASONS: dict[type[VAE], str] = {
     JointVAE: "whose pictures depend on a Gaussian besides the code",
     GaussianMixtureVAE: "whose pictures depend on a Gaussian, and on its component only through that",

@@ -34,7 +34,7 @@ from .kept_data import keep_data, read_data
 from .setup import check_size, initial_model
 from .source import check_source, read_again
 
-#: The ready programs by class name; a run folder may name only these.
+#: The ready-made programs by class name; a run folder may name only these.
 READY: dict[str, type[VAE]] = {
     kind.__name__: kind
     for kind in (

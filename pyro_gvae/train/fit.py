@@ -65,11 +65,10 @@ def fit(
         vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, whose
             parameters in `pyro.module` and `pyro.param` are all trained. It is trained in place. The configuration's
             settings of networks are ignored.
-        data: a `Dataset`, or a :class:`~pyro_gvae.data.sliced.SlicedDataset`. Training data alone (a tensor
-            (M, ...), an array, a torch dataset, or a `DataLoader` for its dataset; the first element of each item is
-            used) give no test ELBO. Each datum keeps its shape, but ready programs of images take rows (M, D). A tuple
-            `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M rows holds all arguments of the programs, as do
-            batches.
+        data: a `Dataset` or a :class:`~pyro_gvae.data.sliced.SlicedDataset`; or training data alone, which give no test
+            ELBO: a tensor (M, ...), an array, a torch dataset, or a `DataLoader`, whose dataset is used (the first
+            element of each item). Ready-made programs of images take rows (M, D). If the programs have several
+            arguments, pass a tuple `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M rows.
         config: the configuration; the defaults if None.
         output: a folder for the run, which `load_run` and the commands read; nothing is written if None.
         resume: continue from the checkpoint in `output`, if there is one. A finished run continues only if the

@@ -101,11 +101,14 @@ class LoadedRun:
         return [(which.estimator, which.seed) for which in trained_models(self.folder)]
 
     def model(self, estimator: str | None = None, seed: int | None = None) -> VAE:
-        """Build a ready program with its trained weights, on the CPU.
+        """Build a ready-made program with its trained weights, on the CPU.
 
         Args:
             estimator: the estimator that trained it, if there are several; a name of :attr:`models`.
             seed: its seed, if there are several.
+
+        Returns:
+            The program, with its weights.
 
         Raises:
             ValueError: if there is not exactly one such model, or the program is the caller's own code.
@@ -125,6 +128,9 @@ class LoadedRun:
             estimator: the estimator that trained it, if there are several; a name of :attr:`models`.
             seed: its seed, if there are several.
             **options: of :func:`~pyro_gvae.evaluate.metrics.evaluate`.
+
+        Returns:
+            As :func:`~pyro_gvae.evaluate.metrics.evaluate`.
 
         Raises:
             ValueError: if there is not exactly one such model, or the program is the caller's own code.

@@ -28,7 +28,7 @@ class Logger(Protocol):
         """Record an evaluation, a line of the history; `step` is its position."""
 
     def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
-        """Record pictures and codes; only runs of a ready program on a `Dataset` have them.
+        """Record pictures and codes; only runs of a ready-made program on a `Dataset` have them.
 
         Args:
             images: pixels (M, 1, H, W) in [0, 1], by name; of reconstructions, rows of data and of their

@@ -86,7 +86,7 @@ class Logs:
     def picture(self, vae: Any, data: AnyDataset | Data, step: int) -> None:
         """Give loggers reconstructions, prior samples and codes. Random states do not change.
 
-        Does nothing unless there are a ready program and a data set.
+        Does nothing unless there are a ready-made program and a data set.
         """
         if not self._loggers or not isinstance(vae, VAE) or not isinstance(data, AnyDataset):
             return

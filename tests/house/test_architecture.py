@@ -1,6 +1,6 @@
 """Check the picture in docs/design.md against the code.
 
-Imports only go down the list of "The house", there is no cycle, no module is too long, and picture and code
+Imports only go down the list of "The modules", there is no cycle, no module is too long, and picture and code
 name the same modules. A check takes the package's folder and the text of the design and returns one sentence
 for each violation, so that negative controls can apply it to a house with deliberate faults.
 
@@ -25,10 +25,12 @@ MAX_LINES = 300
 
 
 def floors(package: Path, design: str) -> list[str]:
-    """Return the modules and folders ("rooms/") in the picture under "## The house", from the top down."""
-    picture = re.search(rf"^## The house$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL)
+    """Return the modules and folders ("rooms/") in the picture under "## The modules", from the top down."""
+    picture = re.search(
+        rf"^## The modules$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL
+    )
     if picture is None:
-        raise ValueError(f"Expected a fenced block with {package.name}/ under '## The house', found none.")
+        raise ValueError(f"Expected a fenced block with {package.name}/ under '## The modules', found none.")
     found, folders = [], [""]  # the folders that contain a line, from the outermost
     for indent, name in re.findall(r"^((?:  ){1,3})(\w+(?:\.py|/))(?: |$)", picture[1], re.MULTILINE):
         del folders[len(indent) // 2 :]
@@ -161,7 +163,7 @@ SMALL_DESIGN = """
 house/
   not_this_one.py
 ```
-## The house
+## The modules
 
 Imports only go down.
 
@@ -276,7 +278,7 @@ def test_a_cycle_is_found(tmp_path, changes, sentence):
 
 
 def test_a_design_without_the_picture_is_an_error():
-    with pytest.raises(ValueError, match="under '## The house'"):
+    with pytest.raises(ValueError, match="under '## The modules'"):
         floors(PACKAGE, "## Another house\n```\npyro_gvae/\n  cli.py\n```\n")
 
 
