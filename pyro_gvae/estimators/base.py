@@ -25,7 +25,13 @@ class Loss(Protocol):
 
 
 class Bound(NamedTuple):
-    """An estimator applied to a program: `SVI(model, guide, optim, loss=elbo)`."""
+    """An estimator applied to a program: `SVI(model, guide, optim, loss=elbo)`.
+
+    Attributes:
+        model: the handled model.
+        guide: the handled guide.
+        elbo: the loss.
+    """
 
     model: Program
     guide: Program

@@ -23,7 +23,14 @@ MOST_COLLAPSED_CODES = 1024
 
 
 class Row(NamedTuple):
-    """One number of an evaluation."""
+    """One number of an evaluation.
+
+    Attributes:
+        metric: its name.
+        measured: the number and its standard error.
+        unit: "nats", for example.
+        method: how it was computed, "exact" for example.
+    """
 
     metric: str
     measured: Measured

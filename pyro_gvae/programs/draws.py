@@ -24,11 +24,17 @@ from .site import Codes
 
 
 class Score(NamedTuple):
-    """The log-probability of the values drawn at one site; its gradient is the score function."""
+    """The log-probability of the values drawn at one site; its gradient is the score function.
 
-    log_q: Tensor  # (P, B), neither scaled nor masked; repeated for all data that share the site
-    batch_shape: Size  # of all discrete latents together, with B elements
-    own_shape: Size  # the same with 1 where data share the site
+    Attributes:
+        log_q: log q of the values, (P, B), neither scaled nor masked; repeated for all data that share the site.
+        batch_shape: the batch shape of all discrete latents together, with B elements.
+        own_shape: the same with 1 where data share the site.
+    """
+
+    log_q: Tensor
+    batch_shape: Size
+    own_shape: Size
 
     def of_each(self) -> Tensor:
         """Return the value of each cell of the site, which all data of the cell have in common: (P, cells)."""

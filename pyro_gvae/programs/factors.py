@@ -24,17 +24,29 @@ def coupling_of(name: str) -> str:
 
 
 class Factor(NamedTuple):
-    """The log-probability of any other statement, scaled and masked as in the program."""
+    """The log-probability of any other statement, scaled and masked as in the program.
 
-    log_prob: Tensor  # (s, B) if it depends on the codes, else (1, B)
-    own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
-    scales: float | Tensor  # as of a site
-    unscaled: Callable[[], Tensor]  # the log-probability without its scale
-    unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
-    weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
-    fn: Any  # the distribution
-    value: Tensor  # what was drawn or observed
-    weight_depends: bool  # whether its scale or its mask depends on the codes
+    Attributes:
+        log_prob: (s, B) if it depends on the codes, else (1, B).
+        own_shape: the batch shape of all discrete latents, with 1 where data share the statement.
+        scales: as of a site.
+        unscaled: returns the log-probability without its scale.
+        unweighed: returns it neither scaled nor masked, nor divided among the data that share it.
+        weigh: scales, masks and divides other values than the log-probability.
+        fn: the distribution.
+        value: what was drawn or observed.
+        weight_depends: whether its scale or its mask depends on the codes.
+    """
+
+    log_prob: Tensor
+    own_shape: Size
+    scales: float | Tensor
+    unscaled: Callable[[], Tensor]
+    unweighed: Callable[[], Tensor]
+    weigh: Callable[[Tensor], Tensor]
+    fn: Any
+    value: Tensor
+    weight_depends: bool
 
     @property
     def is_scored(self) -> bool:
@@ -43,11 +55,17 @@ class Factor(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A program's log-probabilities at given codes."""
+    """A program's log-probabilities at given codes.
+
+    Attributes:
+        sites: its discrete latents, by name.
+        factors: its other statements, by name.
+        values: the values of its continuous latents, by name.
+    """
 
     sites: dict[str, Site]
     factors: dict[str, Factor]
-    values: dict[str, Tensor]  # of its continuous latents
+    values: dict[str, Tensor]
 
     def statements(self) -> list[Site | Factor]:
         """Return all sites and factors."""

@@ -34,12 +34,20 @@ class TooManyJointCodesError(TooManyCodesError):
 
 
 class Latent(NamedTuple):
-    """The name of a discrete latent, and the form of its values."""
+    """The name of a discrete latent, and the form of its values.
+
+    Attributes:
+        name: its name in the program.
+        kind: the kind of its values: one-hots, bits or integers.
+        shape: the shape of its N digits.
+        num_categories: K.
+        dtype: the dtype of its values.
+    """
 
     name: str
     kind: Kind
-    shape: Size  # of its N digits
-    num_categories: int  # K
+    shape: Size
+    num_categories: int
     dtype: torch.dtype
 
     @property
@@ -59,7 +67,11 @@ class Latent(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The joint codes of several latents, numbered in lexicographic order: the last latent varies fastest."""
+    """The joint codes of several latents, numbered in lexicographic order: the last latent varies fastest.
+
+    Attributes:
+        latents: the latents, in order.
+    """
 
     latents: tuple[Latent, ...]
 

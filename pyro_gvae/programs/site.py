@@ -15,16 +15,28 @@ Codes = Mapping[str, Tensor]
 
 
 class Site(NamedTuple):
-    """The log-probabilities of a discrete latent's categories."""
+    """The log-probabilities of a discrete latent's categories.
+
+    Attributes:
+        latent: its name and form.
+        log_probs: (B or 1, N, K), or (s, B or 1, N, K) if they depend on the codes of other latents.
+        batch_shape: the batch shape of all discrete latents together.
+        own_shape: the same with 1 where data share the latent.
+        scale: one number, or one for each element of the batch shape, with a leading s if it depends on codes.
+        mask: None, or of a shape that the scale may have.
+        scales: one number, or the least and the largest scale in each cell, (2, B), NaN elsewhere.
+        prior: a prior that couples the digits: `log_probs` are then uniform, and a factor `coupling_of(name)` is the
+            rest.
+    """
 
     latent: Latent
-    log_probs: Tensor  # (B or 1, N, K), or (s, B or 1, N, K) if they depend on the codes of other latents
-    batch_shape: Size  # of all discrete latents together
-    own_shape: Size  # the same with 1 where data share the latent
-    scale: float | Tensor  # scale and mask: (*batch_shape), or (s, *batch_shape) if they depend on codes
+    log_probs: Tensor
+    batch_shape: Size
+    own_shape: Size
+    scale: float | Tensor
     mask: bool | Tensor | None
-    scales: float | Tensor = 1.0  # one number, or the least and the largest scale in each cell (2, B), NaN elsewhere
-    prior: CodePrior | None = None  # couples digits: `log_probs` are uniform, a factor `coupling_of(name)` the rest
+    scales: float | Tensor = 1.0
+    prior: CodePrior | None = None
 
     @property
     def depends(self) -> bool:

@@ -21,7 +21,12 @@ Cut = Callable[[Tensor], Tensor]
 
 
 class Pruned(NamedTuple):
-    """A smaller program, and the latents and categories that remain of the original."""
+    """A smaller program, and the latents and categories that remain of the original.
+
+    Attributes:
+        vae: the smaller program.
+        left: what remains.
+    """
 
     vae: CategoricalVAE
     left: Left
