@@ -48,10 +48,11 @@ def make_step(
     `step([x, y])` or `step({"x": x, "y": y})`.
 
     The first step runs model and guide with Pyro's validation on, and records their computation
-    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. Data whose values
-    are smaller or larger than in all steps before, or no longer whole numbers, are validated first, by one more run. A
-    program that cannot be recorded runs as it is, with a warning; sums over many codes do so without a warning, since
-    they gain nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
+    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. If a batch has
+    values outside the range seen so far, or for the first time values that are not whole numbers, one more plain run
+    validates it first. A program that cannot be recorded runs as it is, with a warning; sums over many codes do so
+    without a warning, since they gain nothing. Pyro's param store is not used, and Pyro's validation setting is
+    restored after each step.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. If the step is called under
