@@ -67,6 +67,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert all(f'id="cmdoption-pyro-gvae-{name}-' in options for name in COMMANDS)
     for page in (tmp_path / "html").rglob("*.html"):
         assert not re.findall(r'<img alt="[./]*_images', text_of(page)), f"{page.name}: a figure without words"
+        assert "Alias for field number" not in text_of(page), f"{page.name}: a named tuple without its attributes"
     for page in (tmp_path / "html" / "_modules").rglob("*.html"):
         for target, anchor in re.findall(r'class="viewcode-back" href="([^"#]+)#([^"]+)"', text_of(page)):
             assert f'id="{anchor}"' in text_of(page.parent / target), f"{page.name}: {anchor}"
