@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from ..handlers.sites import Discrete, Messages, Run
 from ..runtime.compat.enumeration import in_markov, is_in_reach, sites_in_reach
 from ..runtime.memory import in_words, memory_limit
+from .agreement import disagreement_of_axes
 from .axes import Axis, plate_axes
 from .dependence import Dependence, check_dependence, dependences, directly_upstream
 from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
@@ -111,11 +112,16 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         with_guide=seen.with_guide,
         reach=Reach(_beside(seen), _behind(runs, seen)),
     )
-    both, dependent = _run_on_all_values(runs.again(), chains)
+    again = runs.again()
+    both, dependent = _run_on_all_values(again, chains)
     check_reach(both[1])
     names = {number: axis.name for program in both for number, axis in program.enumerated().items()}
     for dependence in dependent:
         check_dependence(dependence, names)
+    with torch.no_grad():
+        obstacle = disagreement_of_axes(again, both, chains.nesting)
+    if obstacle is not None:
+        raise _takes_no_axes(obstacle)
     return chains
 
 
@@ -135,11 +141,15 @@ def _run_on_all_values(runs: Runs, chains: Chains) -> tuple[tuple[Enumerator, En
         except (RuntimeError, IndexError, ValueError) as error:
             if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise
-            raise ValueError(
-                "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "
-                f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions only, such as "
-                "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
-            ) from error
+            raise _takes_no_axes(str(error).splitlines()[0]) from error
+
+
+def _takes_no_axes(obstacle: str) -> ValueError:
+    return ValueError(
+        "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "
+        f"{obstacle.rstrip('.')}. Try operations on the last dimensions only, such as "
+        "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
+    )
 
 
 class Particles(NamedTuple):

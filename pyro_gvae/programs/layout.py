@@ -11,6 +11,7 @@ from torch import Size, Tensor
 
 from ..handlers.sites import Messages, Run, plates_of
 from ..handlers.upstream import direct_upstream
+from .agreement import disagreement
 from .cells import Cells
 from .factors import Layout, Level, Reading
 from .latents import READ_ALL, Roles, Space, latent_of
@@ -50,7 +51,10 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
     layout = _from_plates(seen, drawn)
     _check_no_mixing(runs, seen, layout, drawn, with_guide)
     readings: list[Reading] = []
-    obstacle = obstacle_of(lambda: readings.extend(_read_both(runs, layout, layout.few()[0], with_guide)))
+    few = layout.few()[0]
+    obstacle = obstacle_of(lambda: readings.extend(_read_both(runs, layout, few, with_guide)))
+    if obstacle is None:
+        obstacle = disagreement(runs, layout, readings, few)
     if obstacle is None:
         return layout._replace(guide_depends=readings[0].depends, dtype=_widest(layout, readings))
     plain = layout._replace(obstacle=obstacle)
@@ -78,7 +82,7 @@ def _from_plates(seen: Look, drawn: list[str]) -> Layout:
         nesting=max([len(cells.shape), *(-frame.dim for frame in frames)]),
         cells=cells,
         plates=frozenset().union(*(plates_of(model.messages[name]) for name in (*model.discrete, *drawn, *labels))),
-        sizes=frozenset([*cells.shape, *(frame.size for frame in frames)]),
+        sizes=frozenset([*cells.shape, *(frame.size for frame in frames), *_event_sizes(messages)]),
         dtype=reduce(torch.promote_types, (found.natural.dtype for found in guide.discrete.values()), own),
         device=first.device,
         obstacle=None,
@@ -87,6 +91,11 @@ def _from_plates(seen: Look, drawn: list[str]) -> Layout:
         roles=roles,
         labels=frozenset(seen.labels),
     )
+
+
+def _event_sizes(messages: Sequence[Messages]) -> list[int]:
+    """Return the sizes of all event dimensions, which an index that counts from the left could take for codes."""
+    return [size for msg in messages for size in msg["fn"].event_shape]
 
 
 def _check_no_mixing(runs: Runs, seen: Look, layout: Layout, drawn: list[str], with_guide: bool) -> None:

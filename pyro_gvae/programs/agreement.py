@@ -1,0 +1,155 @@
+"""Find programs that take an axis of codes, but compute other numbers with it than without it.
+
+An index or a sum that counts dimensions from the left, such as `z[:, 0]` or `z.sum()`, takes codes for data, or adds
+them up. Shapes show that only if no size is the same by chance, so a few log-probabilities are compared.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..distributions.parameters import at_least_float32
+from ..handlers.sites import Discrete, Messages, Run
+from ..runtime.compat.torch import is_transformed
+from .factors import Layout, Reading
+from .latents import latent_of
+from .modes import without_trace
+from .runs import Runs
+from .statements import Draw, Reader, given_codes, read_with
+
+#: A relative or absolute difference of log-probabilities that rounding may cause.
+ROUNDING = 1e-2
+
+
+class HasStatements(Protocol):
+    """A run of a program: its statements, and its discrete latents, by name."""
+
+    messages: dict[str, Messages]
+    discrete: dict[str, Discrete]
+
+
+def disagreement(runs: Runs, layout: Layout, both: Sequence[Reading], count: int) -> str | None:
+    """Return in words which log-probability changes if codes have an axis, or None if none does.
+
+    The programs run on the first and the last code alone, in the shape of a sample.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: its latents and plates.
+        both: what guide and model said of a few codes at once; nothing of a guide that is not read.
+        count: the number of these codes.
+    """
+    if is_transformed():  # torch.func does not allow reading values
+        return None
+    for name, factor in (both[0].factors | both[1].factors).items():
+        if len(factor.log_prob) not in (1, count):
+            return f"the log-probability of '{name}' has {len(factor.log_prob)} rows for {count} codes"
+    plain = layout._replace(obstacle="compared")
+    for row in (0, count - 1):
+        place = given_codes(plain, {name: own[row : row + 1] for name, own in layout.some_codes(count).items()})
+        draw = _drawn_with(row, both[0].values | both[1].values)
+        for program, together in zip((runs.guide, runs.model), both, strict=True):
+            if not together.statements():
+                continue
+            with without_trace() as is_untouched:
+                alone = read_with(program, plain, place, draw)
+                if not is_untouched():  # with dropout or batch normalization, no two runs agree
+                    return None
+            different = _first_different(_rows(together, alone, row))
+            if different is not None:
+                return f"the log-probability of '{different}' changes if several codes are scored at once"
+    return None
+
+
+def disagreement_of_axes(runs: Runs, both: tuple[HasStatements, HasStatements], nesting: int) -> str | None:
+    """Return the same as :func:`disagreement` for programs that have run with an axis for each discrete latent.
+
+    The programs run once more, on the last value of every latent.
+
+    Args:
+        runs: the pair with its data bound.
+        both: what guide and model said of all values; nothing of a guide that is not read.
+        nesting: the number of dimensions that plates have.
+    """
+    if is_transformed():
+        return None
+    values: dict[str, Tensor] = {}
+    for program, found in zip((runs.guide, runs.model), both, strict=True):
+        values |= {name: msg["value"] for name, msg in found.messages.items() if name not in found.discrete}
+        if not found.messages:
+            continue
+        with without_trace() as is_untouched:
+            alone = _on_last_values(program, values, nesting)
+            if not is_untouched():
+                return None
+        different = _first_different(_last_scores(found, alone, nesting))
+        if different is not None:
+            return f"the log-probability of '{different}' changes if all values are scored at once"
+    return None
+
+
+def _drawn_with(row: int, values: Mapping[str, Tensor]) -> Draw:
+    """Return a function that gives a continuous latent the value that it has with the code of a row."""
+
+    def draw(name: str, fn: Any) -> Tensor:
+        value, shape = values[name], fn.batch_shape + fn.event_shape
+        return (value[row] if value.numel() > shape.numel() else value).reshape(shape)
+
+    return draw
+
+
+def _rows(together: Reading, alone: Reading, row: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield each statement's log-probability of one row, from a run on several rows and from a run on this one."""
+    for name, site in together.sites.items():
+        several = site.rows()
+        yield name, several[min(row, len(several) - 1)], alone.sites[name].rows()[0]
+    for name, factor in together.factors.items():
+        yield name, factor.log_prob[min(row, len(factor.log_prob) - 1)], alone.factors[name].log_prob[0]
+
+
+def _on_last_values(program: Run, values: Mapping[str, Tensor], nesting: int) -> Reader:
+    """Run a program on the last code of every discrete latent, and the values that others have with it."""
+
+    def place(name: str, found: Discrete) -> Tensor:
+        codes = found.natural.new_zeros(*found.batch_shape, *found.code_shape)
+        codes[..., -1] = 1.0
+        return latent_of(name, found).value(codes)
+
+    def draw(name: str, fn: Any) -> Tensor:
+        value = values[name]
+        return _last(value, value.dim() - fn.event_dim - nesting).expand(fn.batch_shape + fn.event_shape)
+
+    reader = Reader(place, draw)
+    reader.run(program)
+    return reader
+
+
+def _last_scores(found: HasStatements, alone: HasStatements, nesting: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield each statement's log-probability of the last values, from a run on all values and from a run on these."""
+    for name, msg in found.messages.items():
+        if name in found.discrete:
+            several, one = (at_least_float32(own.discrete[name].log_probs) for own in (found, alone))
+            yield name, _last(several, several.dim() - 2 - nesting), one
+        else:
+            several = msg["fn"].log_prob(msg["value"])
+            yield name, _last(several, several.dim() - nesting), _score(alone.messages[name])
+
+
+def _last(values: Tensor, count: int) -> Tensor:
+    """Select the last index of the first dimensions."""
+    return values[(-1,) * max(count, 0)]
+
+
+def _score(msg: Messages) -> Tensor:
+    score: Tensor = msg["fn"].log_prob(msg["value"])
+    return score
+
+
+def _first_different(scores: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
+    for name, several, one in scores:
+        several, one = torch.broadcast_tensors(several, one.to(several))
+        if not torch.allclose(several, one, rtol=ROUNDING, atol=ROUNDING, equal_nan=True):
+            return name
+    return None
