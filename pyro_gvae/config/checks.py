@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def all_different(name: str, values: tuple[Any, ...]) -> None:
     """Refuse a list of settings that is empty or has duplicates."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
+
+
+def check_particles(num_particles: int, least: int = 1) -> None:
+    """Refuse a number of samples per datum that is not whole, or below what an estimator needs."""
+    if not isinstance(num_particles, Integral):
+        raise ValueError(f"Expected a whole number of particles, but found num_particles={num_particles!r}.")
+    if num_particles < least:
+        particles = "one particle" if least == 1 else f"{least} particles"
+        raise ValueError(f"Expected at least {particles}, but found num_particles={num_particles}.")
 
 
 def at_most(name: str, value: float, most: float) -> None:

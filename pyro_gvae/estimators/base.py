@@ -11,6 +11,7 @@ from ..elbos.rows import SiteGradient
 from ..exact import HasPair
 from ..handlers.chosen import Sites
 from ..handlers.sites import Program
+from ..programs.pair import check_pair
 from .claims import Bias, Detail, Objective
 
 
@@ -145,6 +146,9 @@ class Estimator:
         Returns:
             The three as a :class:`Bound`. The ELBO's own parameters are moved to the device of the pair's.
 
+        Raises:
+            ValueError: if there is no pair.
+
         Example:
             >>> import torch
             >>> from pyro_gvae import CategoricalVAE, estimator
@@ -153,6 +157,7 @@ class Estimator:
             >>> elbo.loss(model, guide, torch.ones(4, 6)) > 0
             True
         """
+        check_pair(pair)
         elbo = self.elbo()
         parameters = pair.parameters() if isinstance(pair, nn.Module) else iter(())
         for parameter in islice(parameters, 1):  # the ELBO's own state goes to the program's device
@@ -169,14 +174,3 @@ def own_state(elbo: Loss) -> nn.Module:
     """
     own: nn.Module = getattr(elbo, "own", None) or nn.Module()
     return own
-
-
-def check_particles(num_particles: int, least: int = 1) -> None:
-    """Refuse fewer samples per datum than an estimator needs.
-
-    Raises:
-        ValueError: if there are fewer than `least`.
-    """
-    if num_particles < least:
-        particles = "one particle" if least == 1 else f"{least} particles"
-        raise ValueError(f"Expected at least {particles}, but found num_particles={num_particles}.")

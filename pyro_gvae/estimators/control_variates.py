@@ -1,9 +1,10 @@
 """Score-function estimators with a learned control variate: the model on soft codes, or its Taylor expansion."""
 
+from ..config.checks import check_particles
 from ..distributions.parameters import check_temperature
 from ..elbos.control_variates import REBAR, RELAX, ControlledGradient
 from ..elbos.double_cv import DoubleCV, DoubleCVGradient
-from .base import Drawn, Estimator, check_particles
+from .base import Drawn, Estimator
 from .claims import Bias, Objective
 
 

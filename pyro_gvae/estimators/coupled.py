@@ -1,8 +1,9 @@
 """Estimators that sample codes in antithetic pairs or larger coupled sets."""
 
+from ..config.checks import check_particles
 from ..elbos.arms import ARMS, ARMSGradient
 from ..elbos.coupled import CoupledGradient, DisARM, DisARMIW
-from .base import Drawn, Estimator, check_particles
+from .base import Drawn, Estimator
 from .claims import Bias, Objective
 
 

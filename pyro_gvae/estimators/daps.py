@@ -1,7 +1,8 @@
 """Estimators that move the guide towards a target distribution in a trust region."""
 
+from ..config.checks import check_particles
 from ..elbos.daps import DAPS
-from .base import Estimator, check_particles
+from .base import Estimator
 from .claims import Bias, Objective
 
 

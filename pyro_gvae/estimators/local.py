@@ -1,7 +1,8 @@
 """Estimators that enumerate one latent at a time."""
 
+from ..config.checks import check_particles
 from ..elbos.local import LocalExpectation, LocalGradient
-from .base import Drawn, Estimator, check_particles
+from .base import Drawn, Estimator
 from .claims import Bias, Objective
 
 

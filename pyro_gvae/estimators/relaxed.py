@@ -5,10 +5,11 @@ from functools import partial
 
 from pyro.infer import Trace_ELBO
 
+from ..config.checks import check_particles
 from ..distributions.parameters import check_temperature
 from ..elbos.mean_field import MeanFieldELBO
 from ..handlers import relax
-from .base import Estimator, Loss, Pathwise, check_particles
+from .base import Estimator, Loss, Pathwise
 from .claims import Bias, Objective
 
 #: The temperature of sites that have none: that of Maddison et al. 2017 for guides.

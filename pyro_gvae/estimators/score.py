@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 from pyro.infer import Trace_ELBO
 
+from ..config.checks import check_particles
 from ..elbos.baselines import BaselineELBO, BaselineGradient, NeuralBaseline, RunningBaseline
 from ..elbos.score import OVIS, VIMCO, ReinforceLOO, ReweightedWakeSleep
 from ..handlers import discretize
-from .base import Drawn, Estimator, Scored, check_particles
+from .base import Drawn, Estimator, Scored
 from .claims import Bias, Objective, Samples
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from ..config.checks import check_particles
 from ..distributions.surrogates import (
     KINDS,
     DecoupledSTGumbelSoftmax,
@@ -16,7 +17,7 @@ from ..distributions.surrogates import (
 )
 from ..elbos.mean_field import MeanFieldELBO
 from ..handlers import straight_through as handler
-from .base import Estimator, Loss, Pathwise, check_particles
+from .base import Estimator, Loss, Pathwise
 from .claims import Bias, Objective
 
 # Default temperatures are those that Liu et al. 2023, arXiv 2304.08612, found best for K = 8, N = 4 on MNIST.

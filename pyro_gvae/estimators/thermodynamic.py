@@ -1,7 +1,8 @@
 """Estimators of the thermodynamic variational objective."""
 
+from ..config.checks import check_particles
 from ..elbos.thermodynamic import ThermodynamicObjective, partition
-from .base import Estimator, check_particles
+from .base import Estimator
 from .claims import Bias, Objective
 
 

@@ -1,7 +1,8 @@
 """The estimator that sums over the most probable codes and samples the others."""
 
+from ..config.checks import check_particles
 from ..elbos.top_c import TopC, TopCGradient
-from .base import Drawn, Estimator, check_particles
+from .base import Drawn, Estimator
 from .claims import Bias, Objective
 
 

@@ -1,7 +1,8 @@
 """Score-function estimators of different joint codes, drawn without replacement."""
 
+from ..config.checks import check_particles
 from ..elbos.without_replacement import NormalizedReinforceWOR, ReinforceWOR, UnorderedSet
-from .base import Estimator, check_particles
+from .base import Estimator
 from .claims import Bias, Objective
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..config.checks import check_particles
 from ..programs.cells import summed_over
 from ..programs.draws import draw_continuous
 from ..programs.factors import Layout
@@ -15,7 +16,7 @@ from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items
 from ..programs.site import Codes
-from .importance import check_particles, summary, targets
+from .importance import summary, targets
 from .weights import summed_weights
 
 #: The largest number of codes in a slice.
@@ -86,11 +87,11 @@ def collapsed_importance_weighted(
     parts = []
     if look(bind_pair(pair, *items(x))).needs_axes:
         weights = summed_weights(pair, x, num_particles, max_memory, lambda seen: seen.given)
-        bound, effective = (torch.cat(part) for part in zip(*(summary(*one)[1:] for one in weights), strict=True))
+        bound, effective = (torch.cat(part) for part in zip(*(summary(*one)[1:3] for one in weights), strict=True))
         return Collapsed(bound, effective, num_particles)
     for target, size in targets(pair, x, num_particles, max_memory):
         log_weights, scale = _log_weights(target.runs, target.layout, num_particles, size)
-        parts.append(summary(log_weights, scale)[1:])
+        parts.append(summary(log_weights, scale)[1:3])
     bound, effective = (torch.cat(part) for part in zip(*parts, strict=True))
     return Collapsed(bound, effective, num_particles)
 

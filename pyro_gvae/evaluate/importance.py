@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..config.checks import check_particles
 from ..distributions.codes import hamming_neighbours
 from ..exact.sizes import bytes_of_code
 from ..programs.choices import latent_values, most_probable
@@ -45,6 +46,7 @@ class ImportanceWeighted(NamedTuple):
         neighbourhood: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,).
             None for continuous latents, if data share a latent, and if the guide lacks latents.
         num_particles: P.
+        scale: the scale of the programs, which multiplies all numbers of a datum but the sample size, (B,) or one.
     """
 
     elbo: Tensor
@@ -52,11 +54,12 @@ class ImportanceWeighted(NamedTuple):
     effective_sample_size: Tensor
     neighbourhood: Tensor | None
     num_particles: int
+    scale: Tensor = torch.ones(())
 
     @property
     def sampling_error(self) -> Tensor:
         """The standard error (B,) of each bound due to sampling, to first order (delta method)."""
-        return (1 / self.effective_sample_size - 1 / self.num_particles).clamp_min(0).sqrt()
+        return self.scale.abs() * (1 / self.effective_sample_size - 1 / self.num_particles).clamp_min(0).sqrt()
 
     def warnings(self) -> list[str]:
         """List warnings, if more than one datum in a hundred has a bound that may be far below log p(x).
@@ -67,12 +70,12 @@ class ImportanceWeighted(NamedTuple):
           codes. The weights cannot show this (Chatterjee and Diaconis 2018, arXiv 1511.01437).
         """
         few = self.effective_sample_size < FEW_EFFECTIVE_SAMPLES
-        missed = torch.zeros(()) if self.neighbourhood is None else self.neighbourhood > self.bound + MISSED_NATS
+        near = self.bound if self.neighbourhood is None else self.neighbourhood
+        missed = near > self.bound + MISSED_NATS * self.scale
+        of_all = f"P = {self.num_particles}"
         counts = {
-            f"fewer than {FEW_EFFECTIVE_SAMPLES} effective samples of P = {self.num_particles}": int(few.sum()),
-            f"probable codes near the guide's mode that P = {self.num_particles} samples have missed": int(
-                missed.sum()
-            ),
+            f"fewer than {FEW_EFFECTIVE_SAMPLES} effective samples of {of_all}": int(few.sum()),
+            f"probable codes near the guide's mode that {of_all} samples have missed": int(missed.sum()),
         }
         return [
             f"{count} of {self.bound.numel()} data have {what}: their importance-weighted bounds are below log p(x) by "
@@ -119,18 +122,17 @@ def importance_weighted(
         True
     """
     check_particles(num_particles)
-    if _lacks_latents(pair, x):
-        weights = summed_weights(pair, x, num_particles, max_memory, _all_of_guide)
-        elbo, bound, effective = (torch.cat(part) for part in zip(*(summary(*one) for one in weights), strict=True))
-        return ImportanceWeighted(elbo, bound, effective, None, num_particles)
     parts, near = [], []
-    for target, size in targets(pair, x, num_particles, max_memory):
-        log_weights, scale = _log_weights(target, num_particles, size)
-        parts.append(summary(log_weights, scale))
-        if not (target.layout.has_continuous or target.layout.is_shared):
-            near.append(scale * _log_neighbourhood(target, size))
-    elbo, bound, effective = (torch.cat(part) for part in zip(*parts, strict=True))
-    return ImportanceWeighted(elbo, bound, effective, torch.cat(near) if near else None, num_particles)
+    if _lacks_latents(pair, x):
+        parts = [summary(*one) for one in summed_weights(pair, x, num_particles, max_memory, _all_of_guide)]
+    else:
+        for target, size in targets(pair, x, num_particles, max_memory):
+            log_weights, scale = _log_weights(target, num_particles, size)
+            parts.append(summary(log_weights, scale))
+            if not (target.layout.has_continuous or target.layout.is_shared):
+                near.append(scale * _log_neighbourhood(target, size))
+    elbo, bound, effective, scales = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ImportanceWeighted(elbo, bound, effective, torch.cat(near) if near else None, num_particles, scales)
 
 
 @judging
@@ -181,12 +183,6 @@ def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | No
     for rows in split(x, max(1, num_data)):
         runs = bind_pair(pair, *rows)
         yield Target(runs, lay_out_draws(runs)), max(1, most // len(rows[0]))
-
-
-def check_particles(num_particles: int) -> None:
-    """Refuse a number of particles below one."""
-    if num_particles < 1:
-        raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
 
 
 def _lacks_latents(pair: HasPair, x: Any) -> bool:
@@ -251,11 +247,12 @@ def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor,
     return torch.cat([drawn.log_weights() for drawn in draws]), draws[0].scale_of(draws[0].cells)
 
 
-def summary(log_weights: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute ELBO estimate, bound and effective sample size, each (B,), from log-weights (P, B)."""
+def summary(log_weights: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute ELBO estimate, bound, effective sample size and scale, each (B,), from log-weights (P, B)."""
     total = log_weights.logsumexp(0)
     effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 if no weight is positive
-    return scale * log_weights.mean(0), scale * (total - math.log(len(log_weights))), effective
+    scales = scale * torch.ones_like(total)
+    return scales * log_weights.mean(0), scales * (total - math.log(len(log_weights))), effective, scales
 
 
 def _log_neighbourhood(target: Target, size: int) -> Tensor:

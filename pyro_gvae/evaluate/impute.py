@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.checks import MOST_OPERATIONS
+from ..config.checks import MOST_OPERATIONS, check_particles
 from ..config.models import Labels
 from ..data.cells import text_of
 from ..data.labels import judged, use_of_labels
@@ -17,7 +17,7 @@ from ..programs.look import look
 from ..programs.runs import bind_pair, split
 from ..runtime.rng import own_randomness
 from .bounds import is_summable
-from .importance import FEW_EFFECTIVE_SAMPLES, WARNING_FRACTION, check_particles
+from .importance import FEW_EFFECTIVE_SAMPLES, WARNING_FRACTION
 from .predictive import Predictive, origin, predictive_means, sampled_predictive_means
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..runtime.rng import are_same, random_states, set_random_states
-from .pair import HasPair
+from .pair import HasPair, check_pair
 
 P = TypeVar("P", bound=HasPair)
 R = TypeVar("R")
@@ -73,6 +73,7 @@ def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[
 
     @functools.wraps(function)
     def judged(pair: P, *args: Any, **kwargs: Any) -> R:
+        check_pair(pair)
         with eval_mode(pair):
             return function(pair, *args, **kwargs)
 

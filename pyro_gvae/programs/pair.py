@@ -42,3 +42,16 @@ class HasPair(Protocol):
     @property
     def guide(self) -> Program:
         """The guide q(z | x)."""
+
+
+def check_pair(pair: object) -> None:
+    """Refuse what has no model and guide, such as a tuple of two functions.
+
+    Raises:
+        ValueError: if it is no pair.
+    """
+    if not (callable(getattr(pair, "model", None)) and callable(getattr(pair, "guide", None))):
+        raise ValueError(
+            f"Expected a model and its guide, but found a {type(pair).__name__}. Try exact.Pair(model, guide), or a "
+            "module with these two methods."
+        )

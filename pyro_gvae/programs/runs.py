@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..handlers.parameters import OwnParameters
 from ..handlers.sites import Messages, Program, Run
-from .pair import HasPair
+from .pair import HasPair, check_pair
 
 
 class Runs(NamedTuple):
@@ -61,7 +61,13 @@ def two_plates(name: str, size: int, other: int) -> ValueError:
 
 
 def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
-    """Bind a model and its guide to their arguments."""
+    """Bind a model and its guide to their arguments.
+
+    Raises:
+        ValueError: if there are no data: the first argument is an empty tensor.
+    """
+    if args and isinstance(args[0], Tensor) and args[0].dim() and len(args[0]) == 0:
+        raise _no_data()
     minibatch = _Minibatch()
 
     def bound(program: Program) -> Run:
@@ -74,6 +80,10 @@ def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
     return Runs(bound(model), bound(guide), again=lambda: bind(model, guide, *args, **kwargs))
 
 
+def _no_data() -> ValueError:
+    return ValueError("Expected one datum or more, but found none. Try x[:1] to see the shape of a result.")
+
+
 def bind_pair(pair: HasPair, *args: Any, **kwargs: Any) -> Runs:
     """Bind a pair to its arguments, with the parameters of its modules and not those in Pyro's param store.
 
@@ -81,7 +91,11 @@ def bind_pair(pair: HasPair, *args: Any, **kwargs: Any) -> Runs:
         pair: a model and its guide.
         *args: arguments of both, as :func:`arguments` takes them.
         **kwargs: keyword arguments of both.
+
+    Raises:
+        ValueError: if there is no pair, or there are no data.
     """
+    check_pair(pair)
     found = arguments(*args, **kwargs)
     return bind(_with_own_parameters(pair.model), _with_own_parameters(pair.guide), *found.args, **found.kwargs)
 
@@ -111,7 +125,16 @@ def arguments(*batch: Any, **others: Any) -> Arguments:
 
 
 def items(batch: Any) -> tuple[Any, ...]:
-    """Return a batch as arguments: the items of a tuple or list, as `DataLoader` yields them, or the batch itself."""
+    """Return a batch as arguments: the items of a tuple or list, as `DataLoader` yields them, or the batch itself.
+
+    Raises:
+        ValueError: if it is a dictionary, which has no order.
+    """
+    if isinstance(batch, Mapping):
+        raise ValueError(
+            f"Expected data as a tensor, or a tuple of all arguments, but found a dictionary with {sorted(batch)}. "
+            "Try a tuple of its values, in the order of the programs' arguments."
+        )
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
@@ -126,7 +149,7 @@ def split(batch: Any, size: int) -> Iterator[tuple[Any, ...]]:
     arguments = items(batch)
     length = len(arguments[0])
     if length == 0:
-        raise ValueError("Expected one datum or more, but found none. Try x[:1] to see the shape of a result.")
+        raise _no_data()
     for start in range(0, length, size):
         rows = slice(start, start + size)
         yield tuple(

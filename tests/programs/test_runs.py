@@ -166,3 +166,32 @@ def test_plates_of_one_name_have_one_size(loss, drawn):
 
     with pytest.raises(ValueError, match=r"to have the same size, .* but found 'data' with 5 and with 2 data"):
         loss.loss(model, guide, torch.zeros(5))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pair: exact.elbo((pair.model, pair.guide), X),
+        lambda pair: exact.log_evidence(pair.model, X),
+        lambda pair: estimator("exact").bind((pair.model, pair.guide)),
+        lambda pair: importance_weighted((pair.model, pair.guide), X),
+    ],
+)
+def test_what_is_no_pair_is_refused(call):
+    with pytest.raises(ValueError, match=r"Expected a model and its guide, but found a .* Try exact\.Pair"):
+        call(subsampled([]))
+
+
+@pytest.mark.parametrize("name", ["elbo", "log_evidence", "posterior", "cost"])
+def test_no_data_are_refused(name):
+    with pytest.raises(ValueError, match="Expected one datum or more, but found none"):
+        getattr(exact, name)(subsampled([]), X[:0])
+
+
+def test_data_and_numbers_of_particles_have_one_form():
+    with pytest.raises(ValueError, match=r"found a dictionary with \['x'\]\. Try a tuple"):
+        importance_weighted(subsampled([]), {"x": X})
+    with pytest.raises(ValueError, match=r"Expected a whole number of particles, but found num_particles=2\.5"):
+        importance_weighted(subsampled([]), X, 2.5)
+    with pytest.raises(ValueError, match="Expected a whole number of particles"):
+        estimator("reinforce-loo", num_particles=2.5)
