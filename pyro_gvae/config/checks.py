@@ -85,6 +85,8 @@ def at_most(name: str, value: float, most: float) -> None:
 
 
 def at_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a setting that is below its minimum; None passes."""
+    """Refuse a setting that is not a whole number, or below its minimum; None passes."""
+    if value is not None and not isinstance(value, Integral):
+        raise ValueError(f"Expected a whole number as {name}, but found {value!r}.")
     if value is not None and value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -271,7 +272,7 @@ def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int)
             f"Expected one code to fit into {in_words(limit)}, but found that its scores take "
             f"{in_words(bytes_per_code)}. Try a larger max_memory, fewer data at once, or an estimator that samples."
         )
-    if slice_size < 1:
+    if not isinstance(slice_size, Integral) or slice_size < 1:
         raise ValueError(f"Expected a slice_size of at least one code, but found {slice_size}. Try slice_size=None.")
     if slice_size > largest:
         raise ValueError(

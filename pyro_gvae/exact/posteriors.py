@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..config.checks import at_least
 from ..handlers.sites import Run
 from ..programs.chains import Chains
 from ..programs.joint import joint_scores
@@ -259,8 +260,7 @@ def sample_posterior(
         >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7).shape
         torch.Size([7, 4, 2, 3])
     """
-    if num_samples < 1:
-        raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
+    at_least("num_samples", num_samples, 1)
     runs = bind_pair(pair, *args, **kwargs)
     plan = plan_to_end(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):

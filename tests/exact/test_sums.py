@@ -646,6 +646,7 @@ def test_a_guide_of_another_site_is_refused(name, logits, sentence):
     ("arguments", "sentence"),
     [
         ({"slice_size": 0}, "slice_size of at least one code, but found 0"),
+        ({"slice_size": 2.5}, "slice_size of at least one code, but found 2.5"),
         ({"max_memory": 100}, "one code to fit into 100 bytes.* or an estimator that samples"),
         ({"max_memory": 2000, "slice_size": 8}, r"8 codes of .* each\. Try slice_size=\d+, a larger max_memory"),
         ({"max_memory": -1}, "max_memory in bytes, a positive number"),
