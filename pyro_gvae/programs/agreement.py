@@ -133,7 +133,7 @@ def _last_scores(found: HasStatements, alone: HasStatements, nesting: int) -> It
             several, one = (at_least_float32(own.discrete[name].log_probs) for own in (found, alone))
             yield name, _last(several, several.dim() - 2 - nesting), one
         else:
-            several = msg["fn"].log_prob(msg["value"])
+            several = _score(msg)
             yield name, _last(several, several.dim() - nesting), _score(alone.messages[name])
 
 
