@@ -15,6 +15,7 @@ from ..data.sliced import AnyDataset, SlicedDataset
 from ..estimators import ESTIMATORS, Estimator, estimator
 from ..exact import HasPair
 from ..models.base import VAE
+from ..programs.batches import Batch
 from ..report.advice import advice_text
 from ..runs.folder import new_run_folder
 from ..runs.frames import write_csv
@@ -81,7 +82,7 @@ def advise(config: AdviseConfig, *, tell: Callable[[str], None] = lambda text: N
 
 def advise_on(
     pair: HasPair,
-    x: Any,
+    x: Batch,
     *,
     estimators: Sequence[str | Estimator] = (),
     temperatures: Sequence[float] = (0.5, 1.0),
@@ -93,7 +94,7 @@ def advise_on(
 
     Args:
         pair: a pair of programs with any latents, best after a few epochs of training; it is not changed.
-        x: a batch, (B, ...), or a tuple of all arguments of the programs.
+        x: a batch, (B, ...), or a tuple or dictionary of all arguments of the programs.
         estimators: names in the registry, which may have options in brackets, or estimators, all of which are measured;
             if empty, those of the registry that fit into the time.
         temperatures: temperatures for the named estimators that have one.
@@ -121,7 +122,7 @@ def advise_on(
 
 def _advise(
     pair: HasPair,
-    x: Any,
+    x: Batch,
     estimators: Sequence[str | Estimator],
     *,
     are_named: bool,

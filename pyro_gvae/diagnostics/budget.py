@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 
 from ..config.names import EstimatorName
 from ..estimators import Estimator, own_state
-from ..programs.runs import items
+from ..programs.batches import arguments
 from ..runtime.autograd import kept_gradients
 from ..runtime.memory import peak_memory
 from ..runtime.rng import seeded
@@ -74,11 +74,11 @@ def count_gradient(problem: Problem, chosen: Estimator) -> Counted:
     """
     with seeded(0), kept_gradients(parameters(problem)), problem.opened():
         model, guide, elbo = chosen.bind(problem.pair)
-        own = own_state(elbo)
+        own, given = own_state(elbo), arguments(problem.x)
         found: list[Work] = []
 
         def run() -> None:
-            found.append(count_work(lambda: elbo.loss_and_grads(model, guide, *items(problem.x))))
+            found.append(count_work(lambda: elbo.loss_and_grads(model, guide, *given.args, **given.kwargs)))
 
         memory = peak_memory(run)
     calls = found[0].calls * SECONDS_PER_CALL

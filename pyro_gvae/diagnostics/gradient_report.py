@@ -10,6 +10,7 @@ import torch
 from ..config.checks import MOST_OPERATIONS
 from ..estimators import Estimator
 from ..exact import HasPair
+from ..programs.batches import Batch
 from .candidates import Candidate, candidates
 from .moments import Reference, summarize
 from .probe import Problem, Wrt, is_deterministic, make_problem
@@ -32,7 +33,7 @@ COLUMNS = (*COMPARED, "relative_std", "relative_std_se", "snr", "snr_se")
 
 def gradient_report(
     vae: HasPair,
-    x: Any,
+    x: Batch,
     estimators: Sequence[str | Estimator],
     *,
     temperatures: Sequence[float] = (),
@@ -79,7 +80,7 @@ def gradient_report(
 
     Args:
         vae: a `CategoricalVAE`, or a pair of programs with any latents; it is not changed.
-        x: data (B, ...), or a tuple of all arguments of the programs.
+        x: data (B, ...), or a tuple or dictionary of all arguments of the programs.
         estimators: names in the registry, or estimators.
         temperatures: temperatures for the named estimators that have one.
         num_samples: number of estimates of the logits' gradient.

@@ -22,6 +22,7 @@ from ..data.dataset import Dataset
 from ..data.labels import given
 from ..estimators import estimator
 from ..models.base import VAE
+from ..programs.batches import Batch
 from ..report.gradients import CELL, gradients_text, refusals, replacements, write_gradients_report
 from ..runs.config import earlier_run, write_config
 from ..runs.files import append_json_line, write_json
@@ -101,7 +102,7 @@ def gradients(config: GradientsConfig) -> Path:
     return folder
 
 
-def _rows(config: GradientsConfig, vae: VAE, x: Any, cells: list[tuple[Wrt, Candidate]]) -> Iterator[dict[str, Any]]:
+def _rows(config: GradientsConfig, vae: VAE, x: Batch, cells: list[tuple[Wrt, Candidate]]) -> Iterator[dict[str, Any]]:
     problem = make_problem(vae, x, dtype=torch.float64 if config.double else None)
     if config.protocol == "reinmax":
         truth = estimator("exact", max_memory=in_bytes(config.max_memory))

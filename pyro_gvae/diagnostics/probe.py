@@ -18,10 +18,11 @@ from ..exact import HasPair, Pair
 from ..handlers import discretize
 from ..handlers.parameters import OwnParameters, announce
 from ..handlers.sites import Discrete, Messages, Program, discrete
+from ..programs.batches import Batch, arguments, device_of, mapped, num_data, with_rows
 from ..programs.latents import first_value
 from ..programs.layout import lay_out
 from ..programs.modes import without_trace
-from ..programs.runs import bind, items
+from ..programs.runs import bind
 from ..programs.statements import Reader
 from ..runtime.autograd import kept_gradients
 from ..runtime.compat.pyro import leaf_of
@@ -40,13 +41,13 @@ class Problem(NamedTuple):
     """A copy of a program with its data: using it changes neither the caller's parameters nor the param store."""
 
     pair: HasPair
-    x: Any  # data (B, ...), or a tuple of all arguments of the programs
+    x: Batch  # data (B, ...), or a tuple or dictionary of all arguments of the programs
     store: dict[str, Any]  # the state of Pyro's param store
 
     @property
     def num_data(self) -> int:
         """The number of data, B."""
-        return len(items(self.x)[0])
+        return num_data(self.x)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -55,12 +56,12 @@ class Problem(NamedTuple):
             yield
 
 
-def make_problem(pair: HasPair, x: Any, *, dtype: torch.dtype | None = None) -> Problem:
+def make_problem(pair: HasPair, x: Batch, *, dtype: torch.dtype | None = None) -> Problem:
     """Make a problem from a program and its data; a module is copied.
 
     Args:
         pair: a `CategoricalVAE`, another module with a model and a guide, or a :class:`~pyro_gvae.exact.Pair`.
-        x: data (B, ...), or a tuple of all arguments of the programs.
+        x: data (B, ...), or a tuple or dictionary of all arguments of the programs.
         dtype: the type to compute in; None keeps that of the program.
 
     Raises:
@@ -72,8 +73,7 @@ def make_problem(pair: HasPair, x: Any, *, dtype: torch.dtype | None = None) -> 
     elif dtype is not None:
         raise ValueError(f"Expected a module, which can be converted to {dtype}, but found a pair. Try dtype=None.")
     if dtype is not None:
-        converted = [value.to(dtype) if is_floating(value) else value for value in items(x)]
-        x = converted[0] if isinstance(x, Tensor) else tuple(converted)
+        x = mapped(lambda value: value.to(dtype) if is_floating(value) else value, x)
     return Problem(pair, x, dict(pyro.get_param_store().get_state()))
 
 
@@ -87,11 +87,11 @@ def is_deterministic(problem: Problem, estimator: Estimator) -> bool:
     return estimator.is_exact and not _read(problem, problem.pair.guide, problem.x).continuous()
 
 
-def _read(problem: Problem, guide: Program, x: Any) -> Reader:
+def _read(problem: Problem, guide: Program, x: Batch) -> Reader:
     """Run the guide once to see its latents."""
-    reader = Reader(first_value, lambda _, fn: fn.sample())
+    reader, given = Reader(first_value, lambda _, fn: fn.sample()), arguments(x)
     with problem.opened(), torch.no_grad(), without_trace():
-        reader.run(functools.partial(guide, *items(x)))
+        reader.run(functools.partial(guide, *given.args, **given.kwargs))
     return reader
 
 
@@ -157,7 +157,7 @@ class Probe:
         self.model, self.guide, self.elbo = estimator.bind(pair)
         self._own = own_state(self.elbo)
         self._warm_up()
-        at_once = tuning(items(problem.x)[0].device).repeated_bytes
+        at_once = tuning(device_of(problem.x)).repeated_bytes
         repeatable = wrt == "logits" and vectorize and is_sampled and self._is_repeatable()
         used = peak_memory(self) if repeatable else at_once
         #: The most estimates that one call can return.
@@ -169,7 +169,7 @@ class Probe:
             return torch.stack([self._parameter_gradient() for _ in range(repeats)])
         return self._logit_gradients(repeats)
 
-    def step(self, x: Any = None) -> None:
+    def step(self, x: Batch | None = None) -> None:
         """Call the estimator once, forward and backward, and discard the gradients."""
         with kept_gradients(self._others):
             self._call(self._problem.x if x is None else x)
@@ -214,18 +214,20 @@ class Probe:
 
     def _check_independent(self) -> None:
         with self._problem.opened():
-            layout = lay_out(bind(self._problem.pair.model, self._guide, *items(self._problem.x)))
+            given = arguments(self._problem.x)
+            layout = lay_out(bind(self._problem.pair.model, self._guide, *given.args, **given.kwargs))
         if layout.guide_depends or layout.has_continuous:
             raise ValueError(
                 "Expected discrete latents that are independent in the guide for the reconstruction term, but found "
                 "some that depend on others, or continuous ones: q cannot then be used as a prior. Try the whole ELBO."
             )
 
-    def _call(self, x: Any) -> None:
+    def _call(self, x: Batch) -> None:
+        given = arguments(x)
         for parameter in self._own.parameters():
             parameter.grad = None
         with self._problem.opened():
-            self.elbo.loss_and_grads(self.model, self.guide, *items(x))
+            self.elbo.loss_and_grads(self.model, self.guide, *given.args, **given.kwargs)
 
     def _warm_up(self) -> None:
         parameters = list(self._own.parameters())
@@ -254,26 +256,19 @@ def _latents(reader: Reader) -> dict[str, Any]:
     return {name: msg["fn"] for name, msg in reader.messages.items() if not msg["is_observed"]}
 
 
-def _repeated(x: Any, repeats: int) -> Any:
-    """Repeat all tensors that are as long as the first."""
-    if repeats == 1:
-        return x
-    length = len(items(x)[0])
-
-    def longer(value: Any) -> Any:
-        is_data = isinstance(value, Tensor) and value.dim() > 0 and len(value) == length
-        return value.repeat(repeats, *(1,) * (value.dim() - 1)) if is_data else value
-
-    return longer(x) if isinstance(x, Tensor) else tuple(map(longer, items(x)))
+def _repeated(x: Batch, repeats: int) -> Batch:
+    """Repeat the data, and all tensors that are as long."""
+    return x if repeats == 1 else with_rows(lambda value: value.repeat(repeats, *(1,) * (value.dim() - 1)), x)
 
 
 def parameters(problem: Problem) -> list[Tensor]:
     """List the leaves of model and guide that a step would train, without duplicates."""
     if isinstance(problem.pair, nn.Module):
         return [parameter for parameter in problem.pair.parameters() if parameter.requires_grad]
+    given = arguments(problem.x)
     with problem.opened(), poutine.trace(param_only=True) as seen:
         for program in (problem.pair.guide, problem.pair.model):
-            discretize(program)(*items(problem.x))
+            discretize(program)(*given.args, **given.kwargs)
     sites: dict[str, Any] = seen.trace.nodes
     leaves = [leaf_of(site["value"]) for site in sites.values()]
     return list({id(leaf): leaf for leaf in leaves}.values())

@@ -10,7 +10,6 @@ from .. import exact
 from ..config.names import EstimatorName
 from ..estimators import Estimator, with_free_bits, with_kl_weight, with_unimix, with_usage_entropy
 from ..estimators.claims import Detail, FreeNats, MixedGuide, RewardedUse, WeightedKL
-from ..programs.runs import items
 from ..runtime.rng import seeded
 from .candidates import Candidate
 from .moments import Moments, Reference, gather
@@ -36,7 +35,7 @@ def obstacle_to_sums(
         with seeded(seed):
             parameters(problem)  # creates those that Pyro's store lacks, the guide's first
             with problem.opened():
-                cost = exact.sum_cost(problem.pair, *items(problem.x), max_memory=max_memory)
+                cost = exact.sum_cost(problem.pair, problem.x, max_memory=max_memory)
     except ValueError as refusal:
         return str(refusal).split("\n")[0]
     if cost.operations <= most_operations:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..estimators import Estimator
-from ..programs.runs import items
+from ..programs.batches import device_of
 from ..runtime.rng import seeded
 from ..train.step import make_step
 from .candidates import Candidate
@@ -51,7 +51,7 @@ def _step_seconds(problem: Problem, chosen: Estimator) -> float:
         else:
             probe = Probe(problem, chosen, wrt="parameters")
             step = probe.step
-        times, device = [], items(problem.x)[0].device
+        times, device = [], device_of(problem.x)
         for _ in range(2 + TIMED_STEPS):
             start = time.perf_counter()
             step(problem.x)

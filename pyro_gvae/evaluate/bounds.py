@@ -1,7 +1,7 @@
 """Compute the ELBO and log p(x) of a pair on some data, or bounds on log p(x)."""
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from .. import exact
 from ..exact import HasPair
 from ..exact.costs import operations
 from ..exact.plan import MOST_CODES
+from ..programs.batches import Batch, num_data
 from ..programs.look import Look
 from .certified import certified_bounds
 from .code_statistics import Measured, mean_over_data
@@ -59,7 +60,7 @@ class BoundRows(NamedTuple):
 
 
 def is_summable(
-    pair: HasPair, chunks: list[tuple[Any, ...]], seen: Look, max_operations: float, max_memory: float | None
+    pair: HasPair, chunks: Sequence[Batch], seen: Look, max_operations: float, max_memory: float | None
 ) -> bool:
     """Return whether an exact sum over the codes of all data takes at most `max_operations` operations.
 
@@ -72,9 +73,9 @@ def is_summable(
     """
     if seen.given or (seen.num_codes > MOST_CODES and not seen.needs_axes):
         return False
-    sizes = [len(chunk[0]) for chunk in chunks]
+    sizes = [num_data(chunk) for chunk in chunks]
     try:
-        taken = operations(pair, *chunks[0], max_memory=max_memory)
+        taken = operations(pair, chunks[0], max_memory=max_memory)
     except ValueError:
         if seen.alone or not seen.needs_axes:
             raise
@@ -83,7 +84,7 @@ def is_summable(
 
 
 def summed_bounds(
-    pair: HasPair, chunks: list[tuple[Any, ...]], mean: Callable[[Tensor], Measured], max_memory: float | None
+    pair: HasPair, chunks: Sequence[Batch], mean: Callable[[Tensor], Measured], max_memory: float | None
 ) -> BoundRows:
     """Compute the exact bounds of one part of the data.
 
@@ -94,7 +95,7 @@ def summed_bounds(
         max_memory: bytes that sums may use.
     """
     with torch.no_grad():
-        found = [exact.bounds(pair, *rows, max_memory=max_memory) for rows in chunks]
+        found = [exact.bounds(pair, rows, max_memory=max_memory) for rows in chunks]
     elbo, log_evidence = (torch.cat([own.reshape(-1) for own in values]) for values in zip(*found, strict=True))
     rows = [Row("elbo", mean(elbo), "nats"), Row("log_evidence", mean(log_evidence), "nats")]
     return BoundRows(rows, elbo, "exact", [])
@@ -102,7 +103,7 @@ def summed_bounds(
 
 def sampled_bounds(
     pair: HasPair,
-    x: Tensor,
+    x: Batch,
     seen: Look,
     mean: Callable[[Tensor], Measured],
     num_particles: int,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..distributions.observations import Bernoulli, Gaussian
 from ..handlers.one_hot_messenger import innermost
+from ..programs.batches import Batch
 from ..programs.factors import Factor
 from ..programs.joint import joint_scores
 from ..programs.look import is_continuous
@@ -47,7 +48,7 @@ class Certified(NamedTuple):
 
 @judging
 @torch.no_grad()
-def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_memory: float | None = None) -> Certified:
+def certified_bounds(pair: HasPair, x: Batch, num_codes: int = 1000, *, max_memory: float | None = None) -> Certified:
     r"""Compute a lower and an upper bound on log p(x) of each datum that always hold, unlike sampled bounds.
 
     For a set T of codes, and m the largest log p(x | z) that any parameters can give,
@@ -68,7 +69,7 @@ def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_mem
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs whose latents are all discrete; they may depend on each other.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         num_codes: C, the number of codes that are scored for each datum.
         max_memory: bytes that scoring may use; 4 GB if None.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..exact.plan import PerLatent, per_latent
+from ..programs.batches import Batch
 from ..programs.factors import add
 from ..programs.pair import HasPair
 from .guides import closed_log_probs, read_guide
@@ -65,7 +66,7 @@ class LatentStatistics(NamedTuple):
         return self.variance > ACTIVE_VARIANCE
 
 
-def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000) -> PerLatent:
+def guide_log_probs(pair: HasPair, x: Batch, *, is_summed: bool = True, num_particles: int = 1000) -> PerLatent:
     """Return the guide's log-probabilities log q(z_n = k | x) of the categories.
 
     These are the guide's own probabilities if a latent depends on no other latent in the guide. Otherwise they are
@@ -73,7 +74,7 @@ def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_par
 
     Args:
         pair: model and guide.
-        x: data (B, ...), or all arguments of the programs.
+        x: data (B, ...), or a tuple or dictionary of all arguments of the programs.
         is_summed: whether the codes are few enough to sum over.
         num_particles: P, the number of draws for each datum.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config.checks import check_particles
+from ..programs.batches import Batch
 from ..programs.cells import summed_over
 from ..programs.draws import draw_continuous
 from ..programs.factors import Layout
@@ -14,7 +15,7 @@ from ..programs.joint import pair_scores
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.pair import HasPair
-from ..programs.runs import Runs, bind_pair, items
+from ..programs.runs import Runs, bind_pair
 from ..programs.site import Codes
 from .importance import summary, targets
 from .weights import summed_weights
@@ -40,7 +41,7 @@ class Collapsed(NamedTuple):
 @judging
 @torch.no_grad()
 def collapsed_importance_weighted(
-    pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
+    pair: HasPair, x: Batch, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> Collapsed:
     r"""Compute the collapsed importance-weighted bound on log p(x) for each datum: exact over the codes z.
 
@@ -56,7 +57,7 @@ def collapsed_importance_weighted(
 
     Args:
         pair: a `Pair` of programs that accept any number of data, with discrete and continuous latents.
-        x: data (B, D).
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         num_particles: P, the number of draws for each datum. Each needs a sum over all codes.
         max_memory: bytes that scoring may use; 4 GB if None.
 
@@ -85,7 +86,7 @@ def collapsed_importance_weighted(
     """
     check_particles(num_particles)
     parts = []
-    if look(bind_pair(pair, *items(x))).needs_axes:
+    if look(bind_pair(pair, x)).needs_axes:
         weights = summed_weights(pair, x, num_particles, max_memory, lambda seen: seen.given)
         bound, effective = (torch.cat(part) for part in zip(*(summary(*one)[1:3] for one in weights), strict=True))
         return Collapsed(bound, effective, num_particles)

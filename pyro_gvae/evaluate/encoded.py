@@ -13,7 +13,7 @@ from ..handlers.sites import Discrete
 from ..models.base import VAE
 from ..programs.latents import latent_of
 from ..programs.modes import judging
-from ..programs.runs import bind_pair, items
+from ..programs.runs import bind_pair
 from ..programs.statements import Reader
 from .generate import CodeKind, encode, in_order
 
@@ -78,7 +78,7 @@ def encoded(vae: VAE, x: Data, kind: CodeKind = "map", *, max_memory: float | No
         True
     """
     if kind == "exact":
-        found = posterior(vae, *items(x), num_codes=1, max_memory=max_memory)
+        found = posterior(vae, x, num_codes=1, max_memory=max_memory)
         codes = found.codes
         best = {name: own.squeeze(1) for name, own in codes.items()} if isinstance(codes, dict) else codes.squeeze(1)
         return Encoded(best, found.probs.squeeze(1))
@@ -99,7 +99,7 @@ def _probs(vae: VAE, x: Data, chosen: PerLatent) -> Tensor | None:
         logs[name] = (log_probs * code).sum((-2, -1))  # (B,)
         return latent_of(name, site).value(code)
 
-    Reader(place, lambda name, _: value(name)).run(bind_pair(vae, *items(x)).guide)
+    Reader(place, lambda name, _: value(name)).run(bind_pair(vae, x).guide)
     discrete = [own for own in (chosen.values() if isinstance(chosen, dict) else [chosen]) if own.dim() == 3]
     if len(logs) < len(discrete):  # the guide lacks latents of the model
         return None

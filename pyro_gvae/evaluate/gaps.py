@@ -14,11 +14,12 @@ from ..exact import HasPair
 from ..handlers import relax
 from ..handlers.parameters import OwnParameters
 from ..handlers.sites import Kind
+from ..programs.batches import Batch, arguments
 from ..programs.factors import add
 from ..programs.layout import lay_out
 from ..programs.look import look
 from ..programs.modes import judging
-from ..programs.runs import bind_pair, items
+from ..programs.runs import bind_pair
 from .code_statistics import information_of_each, table_of_each
 from .guides import read_guide
 
@@ -57,7 +58,7 @@ class Gaps(NamedTuple):
 @torch.no_grad()
 def gaps(
     pair: HasPair,
-    x: Tensor,
+    x: Batch,
     *,
     num_particles: int = 100,
     temperature: float | None = None,
@@ -80,7 +81,7 @@ def gaps(
 
     Args:
         pair: a `CategoricalVAE`, or a pair of programs with discrete latents.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         num_particles: P, the number of relaxed samples per datum; nothing else is sampled.
         temperature: the temperature of the relaxed samples; if None, each site has its own.
         max_memory: bytes that the exact sums may use.
@@ -98,16 +99,15 @@ def gaps(
         >>> bool((found.elbo <= found.mean_field_elbo + 1e-5).all() and (found.elbo <= found.log_evidence).all())
         True
     """
-    given = items(x)
-    found = exact.bounds(pair, *given, max_memory=max_memory)
-    seen = look(bind_pair(pair, *given))
+    found = exact.bounds(pair, x, max_memory=max_memory)
+    seen = look(bind_pair(pair, x))
     sites = [*seen.model.discrete.values(), *seen.guide.discrete.values()]
     has_relaxation = all(site.kind is not Kind.INTEGER and site.natural.isfinite().all() for site in sites)
     options = {"num_particles": num_particles, "temperature": temperature}
     return Gaps(
         relaxed_bound(pair, x, **options) if has_relaxation and not seen.alone else None,
         found.elbo,
-        exact.mean_field(pair, *given, max_memory=max_memory).elbo,
+        exact.mean_field(pair, x, max_memory=max_memory).elbo,
         found.log_evidence,
         prior_gap(pair, x),
     )
@@ -115,14 +115,14 @@ def gaps(
 
 @judging
 @torch.no_grad()
-def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
+def prior_gap(pair: HasPair, x: Batch) -> Tensor | None:
     r"""Compute :math:`\mathrm{E}_{q(z | x_b)}[\log \bar q(z) - \log p(z)]` of each datum for the aggregated posterior.
 
     Its mean over data is KL(aggregated posterior || prior) for the guide and these data.
 
     Args:
         pair: model and guide, whose latents are all discrete.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
 
     Returns:
         Shape (B,), in nats; None if data share a latent, or there are too many codes to sum over.
@@ -143,24 +143,24 @@ def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
 
 @judging
 @torch.no_grad()
-def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, temperature: float | None = None) -> Tensor:
+def relaxed_bound(pair: HasPair, x: Batch, *, num_particles: int = 100, temperature: float | None = None) -> Tensor:
     """Estimate E_q[log p(x | z) + log p(z) - log q(z | x)] of each datum, which is minus the loss of `Trace_ELBO`.
 
     Args:
         pair: model and guide, whose discrete latents are one-hots and bits.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         num_particles: P, the number of samples per datum.
         temperature: the temperature of the samples; if None, each site must have its own.
 
     Returns:
         The mean over P samples, shape (B,), in nats; if data share a latent, one number for each cell of its plates.
     """
-    given = items(x)
-    layout = lay_out(bind_pair(pair, *given))
+    given = arguments(x)
+    layout = lay_out(bind_pair(pair, x))
     shape = layout.levels[0].shape
     is_one = not (layout.guide_depends or layout.has_continuous)  # all latents are drawn independently
     model, guide = (relax(program, temperature=temperature) for program in (pair.model, pair.guide))
-    total = torch.zeros(shape, dtype=given[0].dtype, device=given[0].device)
+    total = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
     store = pyro.get_param_store()
     with store.scope(store.get_state()), OwnParameters():
         guide_trace: Trace | None = None
@@ -168,8 +168,8 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, tempera
             if guide_trace is not None and is_one and not _has_minibatch(guide_trace):
                 guide_trace = _drawn_again(guide_trace)
             else:
-                guide_trace = poutine.trace(guide).get_trace(*given)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*given)
+                guide_trace = poutine.trace(guide).get_trace(*given.args, **given.kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*given.args, **given.kwargs)
             for trace, sign in ((model_trace, 1), (guide_trace, -1)):
                 trace.compute_log_prob()
                 for site in trace.nodes.values():

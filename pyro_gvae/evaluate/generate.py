@@ -22,7 +22,7 @@ from ..programs.choices import choose, most_probable, one_draw
 from ..programs.latents import latent_of
 from ..programs.look import look
 from ..programs.modes import judging
-from ..programs.runs import bind_pair, items
+from ..programs.runs import bind_pair
 from ..programs.statements import Draw, Place, Reader
 
 CodeKind = Literal["map", "sample", "exact"]
@@ -38,7 +38,7 @@ def encode(pair: HasPair, x: Data, kind: CodeKind = "map", *, max_memory: float 
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         kind: "map" is the most probable code of each latent under the guide q(z|x), given the codes of the latents that
             it depends on, and the mean of a continuous latent; "sample" is a sample of the guide; "exact" is the most
             probable joint code under the exact posterior p(z|x). Latents that the guide lacks get the most probable
@@ -62,9 +62,9 @@ def encode(pair: HasPair, x: Data, kind: CodeKind = "map", *, max_memory: float 
     """
     if kind not in get_args(CodeKind):
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
-    runs = bind_pair(pair, *items(x))
+    runs = bind_pair(pair, x)
     if kind == "exact":
-        return best_codes(pair, *items(x), max_memory=max_memory)
+        return best_codes(pair, x, max_memory=max_memory)
     if kind == "sample":
         found = choose(runs.guide, one_draw, lambda _, fn: fn.sample())
     else:
@@ -122,7 +122,7 @@ def reconstruct(vae: VAE, x: Data, kind: CodeKind = "map", *, max_memory: float 
     def place(name: str, site: Discrete) -> Tensor:
         return latent_of(name, site).value(value(name))
 
-    mean: Tensor = _observation(bind_pair(vae, *items(x)).model, place, lambda name, _: value(name)).mean
+    mean: Tensor = _observation(bind_pair(vae, x).model, place, lambda name, _: value(name)).mean
     return mean
 
 

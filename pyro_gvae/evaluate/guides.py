@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor
 
 from ..exact.plan import make_plan
+from ..programs.batches import Batch
 from ..programs.chains import lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
 from ..programs.factors import Layout, Reading, add, coupling_of
@@ -16,7 +17,7 @@ from ..programs.kls import closed_sites
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.pair import HasPair
-from ..programs.runs import Runs, bind_pair, items
+from ..programs.runs import Runs, bind_pair
 from ..programs.site import Codes, Site
 from .guided import MOST_KEPT, Guided, of_chains, of_drawn_chains
 from .importance import most_pairs
@@ -34,7 +35,7 @@ class _Weighted(NamedTuple):
 @judging
 @torch.no_grad()
 def read_guide(
-    pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000, max_memory: float | None = None
+    pair: HasPair, x: Batch, *, is_summed: bool = True, num_particles: int = 1000, max_memory: float | None = None
 ) -> Guided:
     """Compute the guide's probabilities, entropies and KLs for the latents of data.
 
@@ -45,7 +46,7 @@ def read_guide(
 
     Args:
         pair: model and guide.
-        x: data (B, ...), or all arguments of the programs.
+        x: data (B, ...), or a tuple or dictionary of all arguments of the programs.
         is_summed: whether the codes are few enough to sum over. With continuous latents they are drawn in any case.
         num_particles: P, the number of draws for each datum.
         max_memory: bytes that a slice of codes or draws may use; 4 GB if None.
@@ -63,7 +64,7 @@ def read_guide(
         >>> guided.log_probs["z"].shape, guided.kls["z"].shape, guided.is_exact
         (torch.Size([4, 2, 3]), torch.Size([4]), True)
     """
-    runs = bind_pair(pair, *items(x))
+    runs = bind_pair(pair, x)
     seen = look(runs)
     if seen.alone or (seen.needs_axes and is_summed and not seen.given):
         chains = lay_out_chains(runs, seen, max_memory)
@@ -85,16 +86,16 @@ def read_guide(
 
 @judging
 @torch.no_grad()
-def closed_log_probs(pair: HasPair, x: Tensor) -> dict[str, Tensor] | None:
+def closed_log_probs(pair: HasPair, x: Batch) -> dict[str, Tensor] | None:
     """Return log q(z_n = k | x), (B, N, K), if no discrete latent depends on another one in the guide; else None.
 
     No code is drawn or summed over, whatever the prior is.
 
     Args:
         pair: model and guide.
-        x: data (B, ...), or all arguments of the programs.
+        x: data (B, ...), or a tuple or dictionary of all arguments of the programs.
     """
-    runs = bind_pair(pair, *items(x))
+    runs = bind_pair(pair, x)
     seen = look(runs)
     if seen.alone or seen.needs_axes:
         return None

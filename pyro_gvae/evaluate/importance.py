@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config.checks import check_particles
 from ..distributions.codes import hamming_neighbours
 from ..exact.sizes import bytes_of_code
+from ..programs.batches import Batch, num_data, split, tensors
 from ..programs.choices import latent_values, most_probable
 from ..programs.draws import draw, lay_out_draws
 from ..programs.joint import joint_scores
@@ -18,7 +19,7 @@ from ..programs.layout import lay_out
 from ..programs.look import Look, look
 from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
-from ..programs.runs import bind_pair, items, split
+from ..programs.runs import bind_pair
 from ..programs.site import Codes
 from ..programs.target import Target
 from ..programs.values import spread
@@ -88,7 +89,7 @@ class ImportanceWeighted(NamedTuple):
 @judging
 @torch.no_grad()
 def importance_weighted(
-    pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
+    pair: HasPair, x: Batch, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> ImportanceWeighted:
     r"""Compute the importance-weighted bound on log p(x) of the discrete model, for each datum.
 
@@ -103,7 +104,7 @@ def importance_weighted(
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs with any latents that accept any number of data.
-        x: data (B, D).
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         num_particles: P, the number of samples of each datum.
         max_memory: bytes that scoring may use; 4 GB if None. Samples and data are scored in chunks that fit.
 
@@ -138,7 +139,7 @@ def importance_weighted(
 @judging
 @torch.no_grad()
 def log_importance_weights(
-    pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
+    pair: HasPair, x: Batch, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> Tensor:
     r"""Sample the log-weights behind :func:`importance_weighted`: log p(x, z) - log q(z | x), z ~ q(z | x).
 
@@ -148,7 +149,7 @@ def log_importance_weights(
 
     Args:
         pair: see :func:`importance_weighted`.
-        x: data (B, D).
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         num_particles: P, the number of samples of each datum.
         max_memory: bytes that scoring may use; 4 GB if None.
 
@@ -172,38 +173,37 @@ def log_importance_weights(
     return torch.cat([_log_weights(target, num_particles, size)[0] for target, size in chunks], 1)
 
 
-def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
+def targets(pair: HasPair, x: Batch, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
     """Yield the programs bound to chunks of the data, and how many codes per datum to score at once.
 
     Data that share a latent are in the same chunk.
     """
     most = most_pairs(pair, x, max_memory)
-    every = items(x)
-    num_data = most // num_particles if not is_shared(pair, x) else len(every[0]) if every[0].dim() else 1
-    for rows in split(x, max(1, num_data)):
-        runs = bind_pair(pair, *rows)
-        yield Target(runs, lay_out_draws(runs)), max(1, most // len(rows[0]))
+    size = num_data(x) if is_shared(pair, x) else most // num_particles
+    for rows in split(x, max(1, size)):
+        runs = bind_pair(pair, rows)
+        yield Target(runs, lay_out_draws(runs)), max(1, most // num_data(rows))
 
 
-def _lacks_latents(pair: HasPair, x: Any) -> bool:
+def _lacks_latents(pair: HasPair, x: Batch) -> bool:
     """Return whether the guide lacks discrete latents of the model, which are then summed."""
-    return bool(look(bind_pair(pair, *items(x))).alone)
+    return bool(look(bind_pair(pair, x)).alone)
 
 
 def _all_of_guide(seen: Look) -> Collection[str]:
     return (*seen.guide.discrete, *seen.given)
 
 
-def is_shared(pair: HasPair, x: Tensor) -> bool:
+def is_shared(pair: HasPair, x: Batch) -> bool:
     """Return whether data share a latent or another statement, so that they cannot be scored in parts.
 
     A draw for two data shows it. If as many data as rows are not in a plate, rows are no data, but for example the
     steps of a single sequence; two numbers of rows show it.
     """
     try:
-        seen = look(bind_pair(pair, *next(split(x, 2))))
+        seen = look(bind_pair(pair, next(split(x, 2))))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once
-        seen = look(bind_pair(pair, *items(x)))
+        seen = look(bind_pair(pair, x))
     if seen.needs_axes:
         try:
             return not has_cells(pair, x)
@@ -211,32 +211,30 @@ def is_shared(pair: HasPair, x: Tensor) -> bool:
             if seen.alone:
                 raise  # otherwise the latents can be drawn
     try:
-        return any(_is_shared(pair, *next(split(x, size))) for size in (2, 1))
+        return any(_is_shared(pair, next(split(x, size))) for size in (2, 1))
     except (ValueError, RuntimeError):
-        return _is_shared(pair, *items(x))
+        return _is_shared(pair, x)
 
 
-def _is_shared(pair: HasPair, *rows: Any) -> bool:
-    runs = bind_pair(pair, *rows)
+def _is_shared(pair: HasPair, rows: Batch) -> bool:
+    runs = bind_pair(pair, rows)
     layout = lay_out_draws(runs)
     with without_trace():
         found = draw(runs, layout, 1)
-    num_data = len(rows[0]) if rows[0].dim() else 1
-    return found.apart != found.batch_shape or num_data not in found.batch_shape
+    return found.apart != found.batch_shape or num_data(rows) not in found.batch_shape
 
 
-def most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
+def most_pairs(pair: HasPair, x: Batch, max_memory: float | None) -> int:
     """Return how many pairs (code, datum) to score at once."""
     first = next(split(x, 1))
-    runs = bind_pair(pair, *first)
+    runs = bind_pair(pair, first)
     try:
         layout = lay_out(runs)
     except ValueError:  # the program accepts only all of its data at once, for example because of a mask
-        first = items(x)
-        runs = bind_pair(pair, *first)
+        first = x
+        runs = bind_pair(pair, x)
         layout = lay_out(runs)
-    data = [value for value in first if isinstance(value, Tensor)]
-    each = bytes_of_code(runs, layout) + 4 * sum(value.numel() * value.element_size() for value in data)
+    each = bytes_of_code(runs, layout) + 4 * sum(value.numel() * value.element_size() for value in tensors(first))
     limit = min(memory_limit(max_memory), tuning(layout.device).slice_bytes)
     return max(1, int(limit // each))
 

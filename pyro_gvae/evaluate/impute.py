@@ -13,8 +13,9 @@ from ..data.labels import judged, use_of_labels
 from ..data.tables import decoded, encoded
 from ..models.base import VAE
 from ..models.table import Column, TableObservation
+from ..programs.batches import split
 from ..programs.look import look
-from ..programs.runs import bind_pair, split
+from ..programs.runs import bind_pair
 from ..runtime.rng import own_randomness
 from .bounds import is_summable
 from .importance import FEW_EFFECTIVE_SAMPLES, WARNING_FRACTION
@@ -215,14 +216,15 @@ def _predictive(
     check_particles(num_particles)
     chunks = list(split(judged(vae, x, labels), ROWS_AT_A_TIME))
     if averaging == "auto":
-        seen = look(bind_pair(vae, *next(split(chunks[0], 1))))
+        seen = look(bind_pair(vae, next(split(chunks[0], 1))))
         averaging = "exact" if is_summable(vae, chunks, seen, MOST_OPERATIONS, max_memory) else "sampled"
     own = labels if use_of_labels(vae) is Labels.GIVEN else None
     if averaging == "sampled":
         with own_randomness(seed):
             return sampled_predictive_means(vae, x, num_particles, labels=own)
     if own is None:
-        return Predictive(torch.cat([predictive_means(vae, rows, max_memory).means for (rows,) in chunks]), None)
+        means = [predictive_means(vae, rows, max_memory).means for rows in x.split(ROWS_AT_A_TIME)]
+        return Predictive(torch.cat(means), None)
     places = [(own == label).nonzero().squeeze(1) for label in own.unique()]  # one label at a time
     parts = [(int(own[rows[0]]), part) for rows in places for part in rows.split(ROWS_AT_A_TIME)]
     found = [predictive_means(vae, x[rows], max_memory, label=label).means for label, rows in parts]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, final, get_args
 
 import pyro
 import torch
-from torch import Tensor
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
@@ -16,9 +15,10 @@ from ..data.sliced import AnyDataset
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
 from ..handlers.parameters import OwnParameters
+from ..programs.batches import Batch, arguments, num_data, split
 from ..programs.look import look
 from ..programs.modes import judging
-from ..programs.runs import bind_pair, items, split
+from ..programs.runs import bind_pair
 from .bounds import Evidence, Row, is_summable, per_datum, sampled_bounds, summed_bounds
 from .code_rows import LatentRow, class_rows, code_rows, latent_rows, probe_rows, term_rows
 from .guided import Guided, joined
@@ -43,14 +43,14 @@ class DiscreteScores(NamedTuple):
 
 @judging
 @torch.no_grad()
-def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> DiscreteScores:
+def discrete_scores(pair: HasPair, x: Batch, *, max_memory: float | None = None) -> DiscreteScores:
     """Compute the exact ELBO and log-evidence of the discrete model, both summed over all K^N codes.
 
     ELBO = E_q[log p(x, z) - log q(z|x)] <= log p(x) = log sum_z p(x, z).
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         max_memory: bytes that the sum may use.
 
     Returns:
@@ -66,14 +66,14 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
         >>> scores.elbo < scores.log_evidence < 0
         True
     """
-    found = exact.bounds(pair, *items(x), max_memory=max_memory)  # each (B,), or fewer where data share a latent
-    part = found.elbo.numel() / len(items(x)[0])
+    found = exact.bounds(pair, x, max_memory=max_memory)  # each (B,), or fewer where data share a latent
+    part = found.elbo.numel() / num_data(x)
     return DiscreteScores(found.elbo.mean().item() * part, found.log_evidence.mean().item() * part)
 
 
 @judging
 @torch.no_grad()
-def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
+def own_objective(pair: HasPair, estimator: "Estimator", x: Batch) -> float:
     """Compute an estimator's own objective, the negative of its loss, in nats per datum.
 
     For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, it is not a bound at all),
@@ -82,7 +82,7 @@ def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs.
         estimator: the estimator.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
 
     Returns:
         The mean over the B data.
@@ -94,19 +94,19 @@ def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
         True
     """
     model, guide, elbo = estimator.bind(pair)
-    store = pyro.get_param_store()
+    given, store = arguments(x), pyro.get_param_store()
     with store.scope(store.get_state()), OwnParameters():
-        return -float(elbo.loss(model, guide, *items(x))) / len(items(x)[0])
+        return -float(elbo.loss(model, guide, *given.args, **given.kwargs)) / num_data(x)
 
 
 @judging
 @torch.no_grad()
-def code_usage(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> PerLatent:
+def code_usage(pair: HasPair, x: Batch, *, max_memory: float | None = None) -> PerLatent:
     """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data.
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs whose latents are all discrete.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         max_memory: bytes that the sum may use; 4 GB if None.
 
     Returns:
@@ -118,7 +118,7 @@ def code_usage(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> 
         >>> code_usage(vae, x).sum(-1)
         tensor([1.0000, 1.0000])
     """
-    marginals = exact.posterior(pair, *items(x), max_memory=max_memory).marginals
+    marginals = exact.posterior(pair, x, max_memory=max_memory).marginals
     named = marginals if isinstance(marginals, dict) else {"": marginals}
     return per_latent({name: own.reshape(-1, *own.shape[-2:]).mean(0) for name, own in named.items()})
 
@@ -246,7 +246,7 @@ def evaluate(
     _check(data, evidence)
     parts = {name: fixed_part(data, name, num_data) for name in data.parts}
     given: dict[str, Any] = {name: judged(pair, *part) for name, part in parts.items()}
-    seen = look(bind_pair(pair, *next(split(given["train"], 2))))
+    seen = look(bind_pair(pair, next(split(given["train"], 2))))
     apart = not is_shared(pair, given["train"])
     samples = f"{num_particles} samples"
     guided: dict[str, Guided] = {}
@@ -255,7 +255,7 @@ def evaluate(
     warnings: list[str] = []
     for name, x in given.items():
         mean = partial(per_datum, num_data=len(parts[name].x), apart=apart)
-        chunks = list(split(x, DATA_AT_A_TIME)) if apart else [items(x)]
+        chunks = list(split(x, DATA_AT_A_TIME)) if apart else [x]
         by_sum = evidence == "exact" or (
             evidence == "auto" and is_summable(pair, chunks, seen, max_operations, max_memory)
         )

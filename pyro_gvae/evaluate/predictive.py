@@ -14,7 +14,6 @@ from ..handlers.parameters import OwnParameters
 from ..models.base import VAE
 from ..models.table import Column, TableObservation
 from ..programs.modes import judging
-from ..programs.runs import split
 from ..runtime.compat.pyro import is_random
 from .generate import given_codes
 
@@ -88,9 +87,9 @@ def sampled_predictive_means(
     assert isinstance(vae.observation, TableObservation)
     columns = vae.observation.columns
     found = []
-    for given in split(x if labels is None else (x, labels), max(1, PAIRS_AT_A_TIME // num_particles)):
-        rows = given[0]
-        highest = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=x.device)
+    parts, size = [x] if labels is None else [x, labels], max(1, PAIRS_AT_A_TIME // num_particles)
+    for given in zip(*(part.split(size) for part in parts), strict=True):
+        highest = torch.full((len(given[0]),), -torch.inf, dtype=torch.float64, device=x.device)
         total, squares = torch.zeros_like(highest), torch.zeros_like(highest)
         mean = torch.zeros((), dtype=torch.float64, device=x.device)
         for start in range(0, num_particles, PAIRS_AT_A_TIME):
@@ -102,7 +101,7 @@ def sampled_predictive_means(
             squares = squares * shrunk.square() + weights.square().sum(0)
             mean = mean * shrunk.unsqueeze(-1) + torch.einsum("pb,pbf->bf", weights, values)
         found.append((mean / total.unsqueeze(-1), total.square() / squares))
-    means, sizes = (torch.cat(parts) for parts in zip(*found, strict=True))
+    means, sizes = (torch.cat(own) for own in zip(*found, strict=True))
     return Predictive(means, sizes)
 
 

@@ -8,7 +8,7 @@ latents that only the model has, which appear in the numerator alone.
 
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..exact.elimination import collected, log_summed
 from ..exact.sizes import WORK_PER_SAVED_BYTE
 from ..handlers.sites import plates_of
 from ..programs.axes import Term
+from ..programs.batches import Batch, num_data, split
 from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
 from ..programs.choices import choose, one_draw
 from ..programs.enumerator import read_given
@@ -24,7 +25,7 @@ from ..programs.layout import obstacle_of
 from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.pair import HasPair
-from ..programs.runs import Runs, bind_pair, items, split
+from ..programs.runs import Runs, bind_pair
 from ..programs.shared import common_scale_along
 from ..programs.terms import Reading
 from ..runtime.memory import memory_limit
@@ -42,45 +43,43 @@ class Weights(NamedTuple):
 
 
 def summed_weights(
-    pair: HasPair, x: Any, num_particles: int, max_memory: float | None, drawn: Drawn
+    pair: HasPair, x: Batch, num_particles: int, max_memory: float | None, drawn: Drawn
 ) -> Iterator[Weights]:
     """Yield the weights of chunks of data.
 
     Args:
         pair: a pair whose discrete latents have an axis each.
-        x: data (B, ...), or all arguments of the programs.
+        x: data (B, ...), or a tuple or dictionary of all arguments of the programs.
         num_particles: P, the number of draws.
         max_memory: bytes that the draws may use.
         drawn: a function that returns which latents of the guide are drawn.
     """
     most = _most_pairs(pair, x, max_memory)
-    every = items(x)
-    length = len(every[0]) if every[0].dim() else 1
-    num_data = min(most, length) if has_cells(pair, x) else length
-    for rows in split(x, num_data):
-        runs = bind_pair(pair, *rows)
+    length = num_data(x)
+    size = min(most, length) if has_cells(pair, x) else length
+    for rows in split(x, size):
+        runs = bind_pair(pair, rows)
         seen = look(runs)
         chains = lay_out_chains(runs, seen, max_memory)
         names = drawn(seen)
-        at_once = max(1, most // num_data)
+        at_once = max(1, most // size)
         parts = [_weights(own, names) for own in all_particles(runs, chains, num_particles, at_once)]
         yield Weights(torch.cat([part.log_weights for part in parts]), parts[0].scale)
 
 
-def has_cells(pair: HasPair, x: Any) -> bool:
+def has_cells(pair: HasPair, x: Batch) -> bool:
     """Return whether the data are in cells of plates that share no latent and no other statement."""
     try:
-        return all(_has_cells(pair, *next(split(x, size))) for size in (2, 1))
+        return all(_has_cells(pair, next(split(x, size))) for size in (2, 1))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once
-        return _has_cells(pair, *items(x))
+        return _has_cells(pair, x)
 
 
-def _has_cells(pair: HasPair, *rows: Any) -> bool:
-    runs = bind_pair(pair, *rows)
+def _has_cells(pair: HasPair, rows: Batch) -> bool:
+    runs = bind_pair(pair, rows)
     seen = look(runs)
     chains = lay_out_chains(runs, seen)
-    num_data = len(rows[0]) if rows[0].dim() else 1
-    plates = {plate.name for plate in chains.cells if chains.sizes[plate] == num_data}
+    plates = {plate.name for plate in chains.cells if chains.sizes[plate] == num_data(rows)}
     return bool(plates) and all(plates & plates_of(msg) for msg in seen.model.messages.values())
 
 
@@ -129,14 +128,14 @@ def most_particles(runs: Runs, chains: Chains, max_memory: float | None) -> int:
     return max(1, int(limit // needed))
 
 
-def _most_pairs(pair: HasPair, x: Any, max_memory: float | None) -> int:
+def _most_pairs(pair: HasPair, x: Batch, max_memory: float | None) -> int:
     """Return how many pairs (particle, datum) to read at once."""
     try:
-        runs = bind_pair(pair, *next(split(x, 1)))
+        runs = bind_pair(pair, next(split(x, 1)))
         return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory)
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once
-        runs = bind_pair(pair, *items(x))
-        return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory) * len(items(x)[0])
+        runs = bind_pair(pair, x)
+        return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory) * num_data(x)
 
 
 def _terms(*found: Reading) -> list[Term]:

@@ -27,8 +27,8 @@ from ..estimators import (
 )
 from ..models.observations import Observation, takes_missing
 from ..models.table import TableObservation
+from ..programs.batches import arguments
 from ..programs.modes import judging
-from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.distributed import Share, share
 from ..runtime.rng import own_randomness
@@ -80,7 +80,7 @@ def check_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None
     Args:
         vae: the program.
         estimators: the estimators that train it.
-        batch: data (B, D), or all arguments of the programs.
+        batch: data (B, D), or a tuple or dictionary of all arguments of the programs.
 
     Raises:
         ValueError: if one needs another number of categories, or there are too many codes for a sum.

@@ -10,8 +10,8 @@ from ..config.stages import Amount
 from ..config.train import TrainConfig
 from ..data.columns import Data, columns
 from ..estimators import Estimator
+from ..programs.batches import arguments
 from ..programs.modes import judging
-from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.compilers import has_compiler
 from ..runtime.distributed import from_main

@@ -18,10 +18,11 @@ from ..data.sliced import AnyDataset
 from ..exact.endless import plan_to_end
 from ..exact.plan import Plan
 from ..handlers import discretize
+from ..programs.batches import arguments
 from ..programs.chains import Chains
 from ..programs.latents import TooManyCodesError
 from ..programs.modes import judging
-from ..programs.runs import arguments, bind_pair
+from ..programs.runs import bind_pair
 from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 
@@ -88,7 +89,7 @@ def choose_judge(vae: Any, x: Data | Rows, *, max_memory: float | None = None) -
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`, whose sites may be other than one-hots.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs.
         max_memory: bytes that a slice may take.
 
     Returns:
@@ -126,7 +127,7 @@ def discrete_elbo(vae: Any, x: Data | Rows, judge: Judge, *, max_memory: float |
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
-        x: data (B, D), or all arguments of the programs, or rows that are read in slices.
+        x: data (B, D), or a tuple or dictionary of all arguments of the programs, or rows that are read in slices.
         judge: "exact" sums over all joint codes, with one draw of continuous latents for each. "sampled" draws one code
             for each datum. Both use the same random numbers in each call, and are unbiased. "none" returns None.
         max_memory: bytes that a slice may take.

@@ -16,7 +16,7 @@ from ..estimators import Estimator
 from ..exact import Pair
 from ..handlers import discretize
 from ..models.observations import takes_missing
-from ..programs.runs import Arguments, arguments
+from ..programs.batches import Arguments, arguments
 from .state import State
 
 
@@ -53,7 +53,7 @@ def first_non_finite(vae: Any, estimator: Estimator, batch: Data) -> str | None:
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
         estimator: the estimator, whose handler is applied. Each program runs once, with the next random numbers.
-        batch: data (B, D), or all arguments of the programs.
+        batch: data (B, D), or a tuple or dictionary of all arguments of the programs.
 
     Returns:
         For example "the log-probability of site 'x' of the model"; None if everything is finite, or if a program fails

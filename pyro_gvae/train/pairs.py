@@ -14,9 +14,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..data.columns import Data
 from ..handlers.sites import Messages
+from ..programs.batches import arguments
 from ..programs.modes import without_trace
 from ..programs.pair import HasPair
-from ..programs.runs import arguments
 from ..runtime.compat.pyro import give_leaf, leaf_of
 from .step import TrainableProgram
 

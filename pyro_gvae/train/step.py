@@ -14,8 +14,8 @@ from ..config.names import Shard
 from ..estimators import Estimator, own_state
 from ..exact import HasPair
 from ..jit.traced_elbo import TracedELBO
+from ..programs.batches import arguments
 from ..programs.modes import without_trace
-from ..programs.runs import arguments
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
 from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
 from .ranges import Ranges, widened

@@ -11,7 +11,7 @@ from pyro_gvae import ExactELBO, ExactEvidence, estimator, exact, make_step
 from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
-from pyro_gvae.programs.runs import split
+from pyro_gvae.programs.batches import split
 
 # Two symmetric clusters: every datum has the same ELBO and, with its own posterior, the same log p(x).
 CENTERS = torch.tensor([-5.0, 5.0])
@@ -188,9 +188,7 @@ def test_no_data_are_refused(name):
         getattr(exact, name)(subsampled([]), X[:0])
 
 
-def test_data_and_numbers_of_particles_have_one_form():
-    with pytest.raises(ValueError, match=r"found a dictionary with \['x'\]\. Try a tuple"):
-        importance_weighted(subsampled([]), {"x": X})
+def test_numbers_of_particles_are_whole():
     with pytest.raises(ValueError, match=r"Expected a whole number of particles, but found num_particles=2\.5"):
         importance_weighted(subsampled([]), X, 2.5)
     with pytest.raises(ValueError, match="Expected a whole number of particles"):
