@@ -20,7 +20,6 @@ from ..programs.axes import Term
 from ..programs.batches import Batch, num_data, split
 from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
 from ..programs.choices import choose, one_draw
-from ..programs.enumerator import read_given
 from ..programs.layout import obstacle_of
 from ..programs.look import Look, look
 from ..programs.modes import without_trace
@@ -92,8 +91,10 @@ def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) 
         num_particles: P.
         at_once: the largest number of particles at once.
     """
-    with torch.no_grad(), without_trace():
-        obstacle = obstacle_of(lambda: _read_all(in_particles(runs.again(), chains, 2)))
+    obstacle = chains.obstacle
+    if obstacle is None:
+        with torch.no_grad(), without_trace():
+            obstacle = obstacle_of(lambda: _read_all(in_particles(runs.again(), chains, 2)))
     if obstacle is not None:
         warnings.warn(
             "Expected programs that take particles in one more dimension left of the plates, but found: "
@@ -111,7 +112,7 @@ def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) 
 def _read_all(particles: Particles) -> None:
     """Run both programs with one draw of all latents of the guide, and once with every discrete latent enumerated."""
     values = _draw(particles.runs)
-    read_given(particles.runs.model, particles.chains.nesting, values, particles.chains.reach)
+    particles.chains.read_given(particles.runs.model, values)
     particles.chains.read(particles.runs)
 
 
@@ -150,10 +151,7 @@ def _weights(particles: Particles, drawn: Collection[str]) -> Weights:
     cells = particles.chains._replace(shared=particles.chains.cells)
     values = _draw(particles.runs)
     given = {name: values[name] for name in drawn}
-    q, p = (
-        read_given(program, cells.nesting, given, cells.reach)
-        for program in (particles.runs.guide, particles.runs.model)
-    )
+    q, p = (cells.read_given(program, given) for program in (particles.runs.guide, particles.runs.model))
     scale = common_scale_along(_terms(q, p), cells.shared)
     log_weights = _log_sum(p, cells) - (_log_sum(q, cells) if _terms(q) else 0.0)
     if isinstance(scale, Tensor) and scale.dim():

@@ -15,14 +15,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ..programs.axes import Axis, Term
+from ..programs.axes import Axis, Term, aligned
 from ..programs.chains import Chains
 from ..programs.enumerator import Both
 from ..programs.kls import LatentKL
 from ..programs.runs import Runs
 from ..programs.shared import scale_along
 from .backwards import in_digits, in_plates
-from .elimination import aligned, averaged, collected, conditionals, joined, log_probs_of, negative
+from .elimination import averaged, collected, conditionals, joined, log_probs_of, negative
 
 
 class Averages(NamedTuple):

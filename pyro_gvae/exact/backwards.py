@@ -15,7 +15,6 @@ from ..distributions.codes import joint_codes
 from ..distributions.parameters import gumbel_like
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
-from ..programs.enumerator import read_given
 from ..programs.latents import Latent
 from ..programs.runs import Runs
 from ..programs.shared import scale_along
@@ -53,13 +52,13 @@ def samples(runs: Runs, chains: Chains, num_samples: int) -> dict[str, Tensor]:
 
 def best_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the most probable codes of the latents that the guide lacks, given values of the other latents."""
-    p = read_given(runs.model, chains.nesting, values, chains.reach)
+    p = chains.read_given(runs.model, values)
     return _codes(chains, _derivatives(p, chains, _highest).chosen)
 
 
 def sample_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draw codes of the latents that the guide lacks, given values of the other latents."""
-    p = read_given(runs.model, chains.nesting, values, chains.reach)
+    p = chains.read_given(runs.model, values)
     return _codes(chains, _derivatives(p, chains, _drawn).chosen)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Size, Tensor
 
 from ..distributions.parameters import impossible_as_infinite
-from ..programs.axes import Axis, Term
+from ..programs.axes import Axis, Term, aligned
 from ..programs.chains import Chains
 from ..programs.runs import Runs
 from ..programs.shared import common_scale_along, scale_along
@@ -216,14 +216,6 @@ def joined(terms: Sequence[Term]) -> Term:
     values = functools.reduce(torch.add, (aligned(term, axes) for term in terms))
     plates = frozenset().union(*(term.plates for term in terms))
     return Term(values, axes, plates, common_scale_along(terms, axes))
-
-
-def aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:
-    """Reshape a term's values so that they broadcast with values that have these axes."""
-    if term.axes == axes[len(axes) - len(term.axes) :]:
-        return term.values
-    sizes = dict(zip(term.axes, term.values.shape, strict=True))
-    return term.values.reshape([sizes.get(axis, 1) for axis in axes])
 
 
 def _averages(axis: Axis, terms: list[Term], log_probs: Term, chains: Chains) -> list[Term]:

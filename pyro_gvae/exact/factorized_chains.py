@@ -10,13 +10,13 @@ from typing import NamedTuple, final
 import torch
 from torch import Size, Tensor
 
-from ..programs.axes import Axis, Term
+from ..programs.axes import Axis, Term, aligned
 from ..programs.chains import Chains
 from ..programs.runs import Runs
 from ..programs.shared import common_scale_along
 from ..programs.terms import Reading
 from .backwards import best, in_digits, in_plates, marginals
-from .elimination import aligned, collected, joined, over
+from .elimination import collected, joined, over
 
 #: log q of each digit of a latent, (*plates, N, K) by its name, normalized.
 Logits = dict[str, Tensor]

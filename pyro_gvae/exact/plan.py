@@ -240,7 +240,7 @@ def make_plan(
         )
     if total < share.world_size:
         raise ValueError(f"Expected a code for each process, but found {share.world_size} processes for {total} codes.")
-    warn_of(layout)
+    warn_of(layout.obstacle)
     bytes_per_code = bytes_of_code(runs.again(), layout, with_guide=with_guide)
     limit = memory_limit(max_memory)
     largest = limit // bytes_per_code

@@ -94,3 +94,11 @@ def _packed(values: Tensor, names: Sequence[Axis | None]) -> tuple[Tensor, tuple
     if order == list(range(len(axes))):
         return values, tuple(axes)
     return values.permute(order), tuple(axes[i] for i in order)
+
+
+def aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:
+    """Reshape a term's values so that they broadcast with values that have these axes."""
+    if term.axes == axes[len(axes) - len(term.axes) :]:
+        return term.values
+    sizes = dict(zip(term.axes, term.values.shape, strict=True))
+    return term.values.reshape([sizes.get(axis, 1) for axis in axes])

@@ -1,6 +1,7 @@
 """Describe and check a pair whose discrete latents have an axis each, before anything is summed."""
 
 import itertools
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -13,15 +14,18 @@ from ..runtime.compat.enumeration import in_markov, is_in_reach, sites_in_reach
 from ..runtime.memory import in_words, memory_limit
 from .agreement import disagreement_of_axes
 from .axes import Axis, plate_axes
-from .dependence import Dependence, check_dependence, dependences, directly_upstream
-from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
+from .dependence import Dependence, check_dependence, dependences, directly_upstream, pairing
+from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes, read_given
 from .latents import Latent, TooManyCodesError, latent_of
+from .layout import obstacle_of, warn_of
 from .look import Look, any_draw, check, is_continuous
 from .modes import without_trace
+from .one_by_one import read_both_one_by_one, read_given_one_by_one
 from .provenance import Provenance
 from .reach import Reach
 from .runs import Runs
 from .statements import Reader, drawn_once
+from .terms import Reading
 
 #: Latents outside of `pyro.markov` have a dimension each, and torch sums over tensors of at most 64.
 MOST_DIMENSIONS = 60
@@ -38,6 +42,8 @@ class Chains(NamedTuple):
         nesting: the number of batch dimensions that plates take.
         with_guide: whether the guide is read.
         reach: the latents that statements reach in addition to what `pyro.markov` allows.
+        obstacle: why the programs do not take an axis for each latent, or None if they do.
+        limit: bytes that log-probabilities may take.
     """
 
     latents: dict[str, Latent]
@@ -47,6 +53,8 @@ class Chains(NamedTuple):
     nesting: int
     with_guide: bool
     reach: Reach
+    obstacle: str | None
+    limit: int
 
     @property
     def num_slices(self) -> int:
@@ -66,7 +74,15 @@ class Chains(NamedTuple):
     def read(self, runs: Runs) -> Both:
         """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
         guide, draw = (runs.guide, drawn_once({}, frozenset())) if self.with_guide else (None, _no_draw)
+        if self.obstacle is not None:
+            return read_both_one_by_one(runs.model, guide, self.latents, self.nesting, draw, self.limit)
         return read_axes(runs.model, guide, self.nesting, draw, self.reach)
+
+    def read_given(self, program: Run, values: Mapping[str, Tensor]) -> Reading:
+        """Run a program with values of some latents, and on all values of every other discrete one."""
+        if self.obstacle is not None:
+            return read_given_one_by_one(program, self.latents, self.nesting, values, self.limit)
+        return read_given(program, self.nesting, values, self.reach)
 
     @property
     def cells(self) -> tuple[Axis, ...]:
@@ -88,7 +104,7 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
 
     Raises:
         ValueError: if the latents of the programs do not fit together, if a statement depends on a latent out of its
-            reach or plates, if a latent has too many values, or if the programs do not take axes left of the plates.
+            reach or plates, or if a latent has too many values.
     """
     check(seen, seen.alone)
     _check_sizes(seen, max_memory)
@@ -111,45 +127,42 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         nesting=_nesting(seen, messages),
         with_guide=seen.with_guide,
         reach=Reach(_beside(seen), _behind(runs, seen)),
+        obstacle=None,
+        limit=memory_limit(max_memory),
     )
-    again = runs.again()
-    both, dependent = _run_on_all_values(again, chains)
-    check_reach(both[1])
-    names = {number: axis.name for program in both for number, axis in program.enumerated().items()}
-    for dependence in dependent:
-        check_dependence(dependence, names)
     with torch.no_grad():
-        obstacle = disagreement_of_axes(again, both, chains.nesting)
-    if obstacle is not None:
-        raise _takes_no_axes(obstacle)
-    return chains
+        obstacle = _obstacle(runs.again(), chains)
+    warn_of(obstacle)
+    return chains._replace(obstacle=obstacle)
 
 
-def _run_on_all_values(runs: Runs, chains: Chains) -> tuple[tuple[Enumerator, Enumerator], list[Dependence]]:
-    """Run the programs on all values of all latents; return what was read, and which statement depends on which latent.
+def _obstacle(runs: Runs, chains: Chains) -> str | None:
+    """Run the programs on all values of all latents; return why they do not take these, or None if they do.
 
     Raises:
-        ValueError: if a program does not take values in dimensions left of the plates.
+        ValueError: if a statement depends on a latent out of its reach or plates.
     """
     provenance = Provenance()
     guide = runs.guide if chains.with_guide else None
-    with torch.no_grad(), without_trace(), pyro.validation_enabled(False):
-        try:
-            both = enumerate_both(runs.model, guide, chains.nesting, any_draw({}), chains.reach, provenance)
-            with provenance:
-                return both, [one for program in both for one in dependences(program, provenance)]
-        except (RuntimeError, IndexError, ValueError) as error:
-            if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-                raise
-            raise _takes_no_axes(str(error).splitlines()[0]) from error
+    both: list[Enumerator] = []
+    dependent: list[Dependence] = []
 
+    def run() -> None:
+        both.extend(enumerate_both(runs.model, guide, chains.nesting, any_draw({}), chains.reach, provenance))
+        with provenance:
+            dependent.extend(one for program in both for one in dependences(program, provenance))
 
-def _takes_no_axes(obstacle: str) -> ValueError:
-    return ValueError(
-        "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "
-        f"{obstacle.rstrip('.')}. Try operations on the last dimensions only, such as "
-        "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
-    )
+    with without_trace(), pyro.validation_enabled(False):
+        obstacle = obstacle_of(run)
+    if obstacle is not None:
+        return obstacle
+    q, p = both
+    check_reach(p)
+    names = {number: axis.name for program in both for number, axis in program.enumerated().items()}
+    for dependence in dependent:
+        check_dependence(dependence, names)
+    paired = next(filter(None, map(pairing, dependent)), None)
+    return disagreement_of_axes(runs, (q, p), chains.nesting) if paired is None else paired
 
 
 class Particles(NamedTuple):

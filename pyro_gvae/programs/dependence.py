@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from torch import Size
 
-from ..handlers.enumerate_messenger import pairs_codes
 from ..handlers.sites import plates_of
 from ..runtime.compat.enumeration import axes_in_reach
 from .enumerator import Enumerator
@@ -49,7 +48,7 @@ def directly_upstream(
 
 def check_dependence(found: Dependence, names: Mapping[int, str]) -> None:
     """Refuse errors that shapes do not show: mixed data, or a dimension that now belongs to another latent."""
-    program, name, other, shape = found
+    program, name, other, _ = found
     msg, axes = program.messages[name], program.value_axes(other)
     # The value of a continuous latent depends on the codes whose axes it has.
     for code in (other,) if other in program.discrete else sorted(names[number] for number in axes.values()):
@@ -62,8 +61,15 @@ def check_dependence(found: Dependence, names: Mapping[int, str]) -> None:
             f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and move '{name}' into the loop "
             "if it is outside."
         )
-    if other in program.discrete:
-        dim, num_codes = program.own_dim(other), latent_of(other, program.discrete[other]).num_codes
-        has_axis = -dim <= len(shape) and shape[dim] == num_codes
-        if not has_axis and num_codes in shape:
-            raise pairs_codes(other, name, num_codes)
+
+
+def pairing(found: Dependence) -> str | None:
+    """Return in words that a statement takes the values of a latent for data, or None if it does not."""
+    program, name, other, shape = found
+    if other not in program.discrete:
+        return None
+    dim, num_codes = program.own_dim(other), latent_of(other, program.discrete[other]).num_codes
+    has_axis = -dim <= len(shape) and shape[dim] == num_codes
+    return (
+        None if has_axis or num_codes not in shape else f"'{name}' pairs the {num_codes} values of '{other}' with data"
+    )

@@ -14,7 +14,7 @@ from ..handlers.upstream import direct_upstream
 from .agreement import disagreement
 from .cells import Cells
 from .factors import Layout, Level, Reading
-from .latents import READ_ALL, Roles, Space, latent_of
+from .latents import READ_ALL, Roles, Space, TooManyCodesError, latent_of
 from .look import Look, any_draw, check, look, mixes_data
 from .modes import without_trace
 from .runs import Runs
@@ -139,7 +139,7 @@ def obstacle_of(run: Callable[[], Any]) -> str | None:
     try:
         run()
     except (RuntimeError, ValueError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise
         return str(error).splitlines()[0]
     return None
@@ -204,12 +204,12 @@ def _check_mixing(
                     raise mixes_data(name, code, inner & left)
 
 
-def warn_of(layout: Layout) -> None:
+def warn_of(obstacle: str | None) -> None:
     """Warn if programs have to be run for one joint code after another."""
-    if layout.obstacle is not None:
+    if obstacle is not None:
         warnings.warn(
             "Expected programs that accept codes in one more dimension left of the plates, but found: "
-            f"{layout.obstacle.rstrip('.')}. They are run for one joint code after another, which gives the same "
+            f"{obstacle.rstrip('.')}. They are run for one joint code after another, which gives the same "
             "numbers but takes longer. Try operations on the last dimensions only, such as z.flatten(-2) instead of "
             "z.reshape(len(x), -1), and broadcast tensors before concatenating them.",
             stacklevel=2,

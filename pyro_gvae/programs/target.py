@@ -40,7 +40,7 @@ class Target:
             num_particles: P.
             pathwise: whether continuous latents are reparameterized where possible, or all scored like discrete ones.
         """
-        warn_of(self.layout)
+        warn_of(self.layout.obstacle)
         return draw(self.runs, self.layout, num_particles, pathwise=pathwise)
 
     def draw_distinct(self, num_codes: int) -> Distinct:
@@ -49,7 +49,7 @@ class Target:
         Args:
             num_codes: P; all codes are taken if there are fewer.
         """
-        warn_of(self.layout)
+        warn_of(self.layout.obstacle)
         return draw_distinct(self.runs, self.layout, num_codes)
 
     def drawn(self, num_particles: int, draw_codes: DrawCodes, given: Given = NOTHING) -> Sample:
@@ -60,7 +60,7 @@ class Target:
             draw_codes: draws the codes of discrete latents.
             given: values of latents that are not drawn.
         """
-        warn_of(self.layout)
+        warn_of(self.layout.obstacle)
         return sample(self.runs, self.layout, num_particles, draw_codes, given=given)
 
     def changed(self, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew) -> Sample:

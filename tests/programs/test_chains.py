@@ -115,20 +115,26 @@ def test_a_statement_outside_of_the_plate():
     )
 
 
-def test_a_program_that_takes_no_more_dimensions():
-    model = chain(lambda z: torch.cat([z[-1], torch.zeros(B, 3).double()], -1) @ torch.ones(6, 3).double())
-    refused("dimensions left of the plates, but found: Tensors must have same number of dim", model)
+def test_a_program_that_takes_no_more_dimensions_runs_once_for_each_code():
+    ones = torch.ones(6, 3).double()
+    model = chain(lambda z: torch.cat([z[-1], torch.zeros(B, 3).double()], -1) @ ones)
+    with pytest.warns(UserWarning, match="but found: Tensors must have same number of dim"):
+        found = ExactELBO().loss(model, no_guide, DATA)
+    assert found == pytest.approx(ExactELBO().loss(chain(lambda z: z[-1] @ ones[:3]), no_guide, DATA), rel=1e-9)
 
 
 def test_codes_that_are_paired_with_data():
     """There are as many values as data, so that the shapes match."""
 
-    def model(x):
+    def model(x, read=lambda z: z.reshape(3, 3)[:, 0]):
         with pyro.plate("data", 3):
             z = pyro.sample("z", one_hot(weights(3)))
-            pyro.sample("x", dist.Normal(z.reshape(3, 3)[:, 0], 1.0), obs=x[:3, 0])
+            pyro.sample("x", dist.Normal(read(z), 1.0), obs=x[:3, 0])
 
-    refused("to have an axis for its 3 codes", model)
+    with pytest.warns(UserWarning, match="'x' pairs the 3 values of 'z' with data"):
+        found = ExactELBO().loss(model, no_guide, DATA)
+    right = partial(model, read=lambda z: z[..., 0])
+    assert found == pytest.approx(ExactELBO().loss(right, no_guide, DATA), rel=1e-9)
 
 
 def test_a_batch_dimension_of_no_plate():
