@@ -1,10 +1,11 @@
 """Find programs that take an axis of codes, but compute other numbers with it than without it.
 
 An index or a sum that counts dimensions from the left, such as `z[:, 0]` or `z.sum()`, takes codes for data, or adds
-them up. Shapes show that only if no size is the same by chance, so a few log-probabilities are compared.
+them up. Shapes show that only if no size is the same by chance, so a few log-probabilities are compared; where these do
+not vary with the codes, as with weights that are all zero, their gradients are compared, too.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Messages, Run
+from ..runtime.autograd import leaves
 from ..runtime.compat.torch import is_transformed
 from .factors import Layout, Reading
 from .latents import latent_of
@@ -46,6 +48,29 @@ def disagreement(runs: Runs, layout: Layout, both: Sequence[Reading], count: int
     for name, factor in (both[0].factors | both[1].factors).items():
         if len(factor.log_prob) not in (1, count):
             return f"the log-probability of '{name}' has {len(factor.log_prob)} rows for {count} codes"
+    different = _compared(runs, layout, both, count, _is_different)
+    constant = _constant((*both[0].rows(), *both[1].rows())) - _first([found.sites for found in both])
+    if different is not None or not constant:
+        return different
+    values = both[0].values | both[1].values
+    place = given_codes(layout, layout.some_codes(count))
+    with torch.enable_grad(), without_trace():
+        again = [
+            read_with(program, layout, place, lambda name, _: values[name]) if together.statements() else together
+            for program, together in zip((runs.guide, runs.model), both, strict=True)
+        ]
+        return _compared(runs, layout, again, count, _has_different_gradient, constant)
+
+
+def _compared(
+    runs: Runs,
+    layout: Layout,
+    both: Sequence[Reading],
+    count: int,
+    differs: Callable[[Tensor, Tensor], bool],
+    only: Collection[str] | None = None,
+) -> str | None:
+    """Compare what the programs said of several codes with what they say of the first and the last one alone."""
     plain = layout._replace(obstacle="compared")
     for row in (0, count - 1):
         place = given_codes(plain, {name: own[row : row + 1] for name, own in layout.some_codes(count).items()})
@@ -57,13 +82,18 @@ def disagreement(runs: Runs, layout: Layout, both: Sequence[Reading], count: int
                 alone = read_with(program, plain, place, draw)
                 if not is_untouched():  # with dropout or batch normalization, no two runs agree
                     return None
-            different = _first_different(_rows(together, alone, row))
+            different = _first_different(_rows(together, alone, row), differs, only)
             if different is not None:
                 return f"the log-probability of '{different}' changes if several codes are scored at once"
     return None
 
 
-def disagreement_of_axes(runs: Runs, both: tuple[HasStatements, HasStatements], nesting: int) -> str | None:
+def disagreement_of_axes(
+    runs: Runs,
+    both: tuple[HasStatements, HasStatements],
+    nesting: int,
+    again: Callable[[], tuple[HasStatements, HasStatements]],
+) -> str | None:
     """Return the same as :func:`disagreement` for programs that have run with an axis for each discrete latent.
 
     The programs run once more, on the last value of every latent.
@@ -72,9 +102,35 @@ def disagreement_of_axes(runs: Runs, both: tuple[HasStatements, HasStatements], 
         runs: the pair with its data bound.
         both: what guide and model said of all values; nothing of a guide that is not read.
         nesting: the number of dimensions that plates have.
+        again: runs both programs once more, to get gradients.
     """
     if is_transformed():
         return None
+    different = _compared_axes(runs, both, nesting, _is_different)
+    constant = _constant(one for program in both for one in _all_scores(program, nesting))
+    constant -= _first([program.discrete for program in both])
+    if different is not None or not constant:
+        return different
+    with torch.enable_grad():
+        return _compared_axes(runs, again(), nesting, _has_different_gradient, constant)
+
+
+def _all_scores(found: HasStatements, nesting: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield each statement's log-probability of all values, with all dimensions left of the plates as one."""
+    for name, msg in found.messages.items():
+        scores = found.discrete[name].log_probs if name in found.discrete else _score(msg)
+        own = nesting + 2 * (name in found.discrete)
+        yield name, scores.flatten(0, scores.dim() - own - 1) if scores.dim() > own else scores.unsqueeze(0)
+
+
+def _compared_axes(
+    runs: Runs,
+    both: tuple[HasStatements, HasStatements],
+    nesting: int,
+    differs: Callable[[Tensor, Tensor], bool],
+    only: Collection[str] | None = None,
+) -> str | None:
+    """Compare what the programs said of all values with what they say of the last ones alone."""
     values: dict[str, Tensor] = {}
     for program, found in zip((runs.guide, runs.model), both, strict=True):
         values |= {name: msg["value"] for name, msg in found.messages.items() if name not in found.discrete}
@@ -84,7 +140,7 @@ def disagreement_of_axes(runs: Runs, both: tuple[HasStatements, HasStatements], 
             alone = _on_last_values(program, values, nesting)
             if not is_untouched():
                 return None
-        different = _first_different(_last_scores(found, alone, nesting))
+        different = _first_different(_last_scores(found, alone, nesting), differs, only)
         if different is not None:
             return f"the log-probability of '{different}' changes if all values are scored at once"
     return None
@@ -147,9 +203,41 @@ def _score(msg: Messages) -> Tensor:
     return score
 
 
-def _first_different(scores: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
-    for name, several, one in scores:
-        several, one = torch.broadcast_tensors(several, one.to(several))
-        if not torch.allclose(several, one, rtol=ROUNDING, atol=ROUNDING, equal_nan=True):
-            return name
-    return None
+def _constant(rows: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
+    """Return the statements whose log-probabilities (S, ..) do not vary along the first dimension."""
+    return frozenset(name for name, own in rows if not (own != own[:1]).any())
+
+
+def _first(latents: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the latent that is the first of each program, which depends on no other, or nothing."""
+    firsts = {next(iter(own)) for own in latents if own}
+    return frozenset(firsts) if len(firsts) == 1 else frozenset()
+
+
+def _first_different(
+    scores: Iterable[tuple[str, Tensor, Tensor]],
+    differs: Callable[[Tensor, Tensor], bool],
+    only: Collection[str] | None,
+) -> str | None:
+    chosen = (one for one in scores if only is None or one[0] in only)
+    return next((name for name, several, one in chosen if differs(several, one)), None)
+
+
+def _is_different(several: Tensor, one: Tensor) -> bool:
+    several, one = torch.broadcast_tensors(several, one.to(several))
+    return not torch.allclose(several, one, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
+
+
+def _has_different_gradient(several: Tensor, one: Tensor) -> bool:
+    """Return whether the derivatives of two scores with respect to some parameter differ."""
+    several, one = (both.sum() for both in torch.broadcast_tensors(several, one.to(several)))
+    found = list({id(leaf): leaf for leaf in (*leaves(several), *leaves(one))}.values())
+    if not found:
+        return False
+    gradients = [
+        torch.autograd.grad(own, found, allow_unused=True, retain_graph=True, materialize_grads=True)
+        if own.requires_grad
+        else tuple(torch.zeros_like(leaf) for leaf in found)
+        for own in (several, one)
+    ]
+    return any(_is_different(*pair) for pair in zip(*gradients, strict=True))

@@ -162,7 +162,15 @@ def _obstacle(runs: Runs, chains: Chains) -> str | None:
     for dependence in dependent:
         check_dependence(dependence, names)
     paired = next(filter(None, map(pairing, dependent)), None)
-    return disagreement_of_axes(runs, (q, p), chains.nesting) if paired is None else paired
+    if paired is not None:
+        return paired
+
+    def again() -> tuple[Enumerator, Enumerator]:
+        values = {name: msg["value"] for program in both for name, msg in program.messages.items()}
+        with without_trace(), pyro.validation_enabled(False):
+            return enumerate_both(runs.model, guide, chains.nesting, any_draw(values), chains.reach)
+
+    return disagreement_of_axes(runs, (q, p), chains.nesting, again)
 
 
 class Particles(NamedTuple):

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -70,6 +70,11 @@ class Reading(NamedTuple):
     def statements(self) -> list[Site | Factor]:
         """Return all sites and factors."""
         return [*self.sites.values(), *self.factors.values()]
+
+    def rows(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name of each statement, and its log-probability of each code, (s or 1, ..)."""
+        yield from ((name, site.log_probs) for name, site in self.sites.items())
+        yield from ((name, factor.log_prob) for name, factor in self.factors.items())
 
     def dtypes(self) -> list[torch.dtype]:
         """Return the dtypes of all log-probabilities, and of scales that differ between data."""

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Bernoulli, Normal, OneHotCategorical
 from torch import nn
 
-from pyro_gvae import estimator, exact
+from pyro_gvae import ExactELBO, estimator, exact
 from pyro_gvae.exact import Pair
 
 X = torch.tensor([0.3, -1.0, 2.0]).double()
@@ -120,6 +120,54 @@ def test_a_chain_that_counts_from_the_left():
     x = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.0, -2.0]]).double()
     found, right = (exact.log_evidence(chain(read), x) for read in (lambda z: z[:, 0], lambda z: z[..., 0]))
     torch.testing.assert_close(found, right)
+
+
+def gradient_of_weights(model, guide, x):
+    """Return the gradient of a loss with respect to weights that begin at zero."""
+    pyro.clear_param_store()
+    ExactELBO().loss_and_grads(model, guide, x)
+    return pyro.get_param_store()._params["weights"].grad
+
+
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes")
+def test_weights_that_are_all_zero_hide_nothing():
+    """Then all codes have the same log-probability, but not the same gradient."""
+
+    def pair(read):
+        def model(x):
+            weights = pyro.param("weights", lambda: torch.zeros(3).double())
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", one_hot())
+                pyro.sample("x", Normal(read(z * weights), 1.0), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", one_hot())
+
+        return model, guide, X
+
+    found, right = (gradient_of_weights(*pair(read)) for read in (lambda z: z[:, 0], lambda z: z[..., 0]))
+    torch.testing.assert_close(found, right)
+    assert right.abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes")
+def test_weights_that_are_all_zero_hide_nothing_in_a_chain():
+    def pair(read):
+        def model(x):
+            weights = pyro.param("weights", lambda: torch.zeros(2).double())
+            probs = torch.full((len(x), 2), 0.5).double()
+            with pyro.plate("data", len(x)):
+                for t in pyro.markov(range(2)):
+                    z = pyro.sample(f"z{t}", OneHotCategorical(probs=probs))
+                    pyro.sample(f"x{t}", Normal(read(z * weights), 1.0), obs=x[:, t])
+                    probs = 0.1 + 0.8 * z
+
+        return model, lambda x: None, torch.tensor([[0.3, -1.0], [1.0, 0.5]]).double()
+
+    found, right = (gradient_of_weights(*pair(read)) for read in (lambda z: z[:, 0], lambda z: z[..., 0]))
+    torch.testing.assert_close(found, right)
+    assert right.abs().max() > 0.1
 
 
 class Noisy(nn.Module):
