@@ -46,11 +46,15 @@ def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
                 f"{tuple(temperature.shape)}, which would broadcast against the batch. Try a float."
             )
         return temperature.reshape(()).to(like)
-    if not temperature > 0 or math.isinf(temperature):
+    try:
+        value = float(temperature)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not value > 0 or math.isinf(value):
         raise ValueError(
-            f"Expected a positive temperature, but found {temperature}. Try 1.0, or 0.5 for harder samples."
+            f"Expected a positive temperature, but found {temperature!r}. Try 1.0, or 0.5 for harder samples."
         )
-    return torch.tensor(temperature, dtype=like.dtype, device=like.device)
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 def check_temperature(temperature: float | Tensor) -> None:

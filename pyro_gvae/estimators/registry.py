@@ -63,12 +63,12 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 }
 
 
-def estimator(name: str | Mapping[str, str | Estimator], /, **options: Any) -> Estimator:
+def estimator(name: str | Mapping[str, str | Estimator] | Estimator, /, **options: Any) -> Estimator:
     """Construct the estimator with this name, or combine estimators of single sites.
 
     Args:
         name: a key of `ESTIMATORS`, which may have options in brackets; or estimators of single discrete sites, by the
-            names of the sites: see :func:`~pyro_gvae.estimators.per_site.per_site`.
+            names of the sites: see :func:`~pyro_gvae.estimators.per_site.per_site`. An estimator is returned as it is.
         **options: keyword arguments of the constructor. For single sites, the only option is `default`: the estimator
             of all other discrete sites, "exact" if none is given.
 
@@ -84,8 +84,12 @@ def estimator(name: str | Mapping[str, str | Estimator], /, **options: Any) -> E
         >>> estimator({"y": "exact", "z": "gumbel-softmax[kl=categorical]"}, default="reinforce-loo").name
         'per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]'
     """
-    if not isinstance(name, str):
+    if isinstance(name, Estimator) and not options:
+        return name
+    if isinstance(name, Mapping):
         return _constructed("estimator({..})", _of_sites, name, **options)
+    if not isinstance(name, str):
+        raise ValueError(f"Expected the name of an estimator, but found {name!r:.60}. Try 'gumbel-softmax'.")
     named = Named(name, {}) if name in ESTIMATORS else Named.parse(name)
     options = named.options | options
     if named.name == PER_SITE:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..config.checks import at_least
 from ..config.models import Labels
 from ..data.columns import Data, columns
 from ..data.labels import shown, use_of_labels
@@ -182,8 +183,7 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False, label: int | Non
         >>> sample(vae, 4, pixels=True).unique()
         tensor([0., 1.])
     """
-    if num_samples < 1:
-        raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
+    at_least("num_samples", num_samples, 1)
     use, num_classes = use_of_labels(vae), getattr(vae, "num_classes", 0)
     if label is None and use is Labels.GIVEN:
         ends = [num_samples * (one + 1) // num_classes for one in range(num_classes)]

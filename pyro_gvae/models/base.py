@@ -2,6 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import pyro
@@ -10,6 +11,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
+from ..config.checks import at_least
 from ..config.models import Labels
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers.parameters import announce
@@ -152,9 +154,7 @@ def check_sizes(**sizes: int) -> None:
         ValueError: if a size is too small.
     """
     for name, size in sizes.items():
-        least = 2 if name in ("num_categories", "num_components", "num_classes", "num_states") else 1
-        if size < least:
-            raise ValueError(f"Expected {name} of at least {least}, but found {size}.")
+        at_least(name, size, 2 if name in ("num_categories", "num_components", "num_classes", "num_states") else 1)
 
 
 def one_hot_labels(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
@@ -172,5 +172,11 @@ def one_hot_labels(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
 
 def widths_by_name(hidden: Any) -> dict[str, int]:
-    """Give the widths of hidden layers names, for :func:`check_sizes`."""
+    """Give the widths of hidden layers names, for :func:`check_sizes`.
+
+    Raises:
+        ValueError: if it is no sequence.
+    """
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+        raise ValueError(f"Expected the widths of the hidden layers, but found {hidden!r}. Try hidden=(512, 256).")
     return {f"hidden[{i}]": width for i, width in enumerate(hidden)}

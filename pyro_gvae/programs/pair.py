@@ -1,6 +1,9 @@
 """A model and its guide."""
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
 
 from ..handlers.sites import Program
 
@@ -44,6 +47,16 @@ class HasPair(Protocol):
         """The guide q(z | x)."""
 
 
+class TrainableProgram(HasPair, Protocol):
+    """A module with a Pyro model and guide."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that a step optimizes."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Yield the buffers that a step may change."""
+
+
 def check_pair(pair: object) -> None:
     """Refuse what has no model and guide, such as a tuple of two functions.
 
@@ -54,4 +67,18 @@ def check_pair(pair: object) -> None:
         raise ValueError(
             f"Expected a model and its guide, but found a {type(pair).__name__}. Try exact.Pair(model, guide), or a "
             "module with these two methods."
+        )
+
+
+def check_trainable(pair: object) -> None:
+    """Refuse a pair of functions, whose parameters are in Pyro's param store.
+
+    Raises:
+        ValueError: if it is no module with a model and a guide.
+    """
+    check_pair(pair)
+    if not hasattr(pair, "parameters"):
+        raise ValueError(
+            f"Expected a module with a model and a guide, but found a {type(pair).__name__}, whose parameters are in "
+            "Pyro's param store. Try fit(pair, x), or stock SVI with what estimator(..).bind(pair) returns."
         )

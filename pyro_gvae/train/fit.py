@@ -97,6 +97,8 @@ def fit(
         >>> done.steps, done.history[-1]["train_elbo"] > done.history[0]["train_elbo"]
         (60, True)
     """
+    if not isinstance(config, TrainConfig | None):
+        raise ValueError(f"Expected a TrainConfig, but found {config!r:.60}. Try fit(vae, data, stages='exact:5').")
     config = replace(TrainConfig() if config is None else config, **settings)
     output = None if output is None else Path(output)
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.

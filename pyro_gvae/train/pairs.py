@@ -16,9 +16,8 @@ from ..data.columns import Data
 from ..handlers.sites import Messages
 from ..programs.batches import arguments
 from ..programs.modes import without_trace
-from ..programs.pair import HasPair
+from ..programs.pair import HasPair, TrainableProgram
 from ..runtime.compat.pyro import give_leaf, leaf_of
-from .step import TrainableProgram
 
 
 def trainable(pair: HasPair, batch: Data) -> TrainableProgram:

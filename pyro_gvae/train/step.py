@@ -1,9 +1,9 @@
 """A training step: loss, gradients, one fused optimizer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Protocol, cast, final
+from typing import Any, cast, final
 
 import pyro
 import torch
@@ -12,28 +12,19 @@ from torch import Tensor, nn
 
 from ..config.names import Shard
 from ..estimators import Estimator, own_state
-from ..exact import HasPair
+from ..estimators import estimator as estimator_of
 from ..jit.traced_elbo import TracedELBO
 from ..programs.batches import arguments
 from ..programs.modes import without_trace
+from ..programs.pair import TrainableProgram, check_trainable
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
 from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
 from .ranges import Ranges, widened
 
 
-class TrainableProgram(HasPair, Protocol):
-    """A module with a Pyro model and guide."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters that a step optimizes."""
-
-    def buffers(self) -> Iterator[Tensor]:
-        """Yield the buffers that a step may change."""
-
-
 def make_step(
     vae: TrainableProgram,
-    estimator: Estimator,
+    estimator: str | Estimator,
     *,
     lr: float = 1e-3,
     optimizer: str | torch.optim.Optimizer = "Adam",
@@ -58,7 +49,7 @@ def make_step(
         vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. If the step is called under
             `torch.autocast` to bfloat16, networks compute in bfloat16, and random numbers and log-probabilities in
             float32.
-        estimator: the estimator, a handler and an ELBO.
+        estimator: the estimator, a handler and an ELBO; or its name, with options in brackets.
         lr: learning rate; ignored if `optimizer` is an object.
         optimizer: the name of a class in `torch.optim`, fused if torch can, for all parameters; or an optimizer that
             has the parameters already, for example to keep its state when the estimator changes. It needs the loss's
@@ -99,7 +90,8 @@ def make_step(
             "Expected the name of an optimizer in torch.optim, or an optimizer that has parameters, but found "
             f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. Try 'Adam', or stock SVI for one of Pyro's."
         )
-    gradients = _Gradients(vae, estimator, compile=compile)
+    check_trainable(vae)
+    gradients = _Gradients(vae, estimator_of(estimator), compile=compile)
     chosen = new_optimizer(optimizer, gradients.parameters, lr) if isinstance(optimizer, str) else optimizer
     together = shard if share() != ALONE else None
     return Step(gradients, chosen, clip_norm=clip_norm, skip_non_finite=skip_non_finite, shard=together)
