@@ -5,6 +5,7 @@ autograd where a program branches on a value. So each statement gets the axes of
 the last one of a chain of T latents.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -139,20 +140,19 @@ def _read(
     states = random_states()
     said: list[_Said] = []
     first: Reader | None = None
-    for code in range(math.prod(every.sizes)):
-        numbers = _numbers(code, every.sizes)
+    for numbers in itertools.product(*map(range, every.sizes)):
         own = given(numbers)
         place = _place({latent.name: number for latent, number in zip(every.latents, numbers, strict=True)}, own)
-        if code:
+        if said:
             set_random_states(states)
         reader = Reader(place, lambda name, fn, own=own: own[name] if name in own else draw(name, fn))  # type: ignore[misc]
         reader.run(program)
         said.append(_said(reader, every))
-        first = first or reader
+        if first is None:
+            first = reader
+            _check_size(said[0], every)
         if values is not None:
             values[numbers] = {name: msg["value"] for name, msg in reader.continuous().items()}
-        if not code:
-            _check_size(said[0], every)
         for name in sorted(reader.messages.keys() ^ first.messages.keys()):
             raise comes_and_goes(name)
     assert first is not None
@@ -165,15 +165,6 @@ def _read(
     like |= {name: term.values for name, term in others.items()}
     weights = {name: partial(weight_of, msg, masks[name], like[name]) for name, msg in messages.items()}
     return Reading(sites, others, weights)
-
-
-def _numbers(code: int, sizes: Sequence[int]) -> Numbers:
-    """Return the value of each latent in a joint code; the last one varies fastest."""
-    found = []
-    for size in reversed(sizes):
-        code, number = divmod(code, size)
-        found.append(number)
-    return tuple(reversed(found))
 
 
 def _place(numbers: Mapping[str, int], own: Mapping[str, Tensor]) -> Callable[[str, Discrete], Tensor]:
