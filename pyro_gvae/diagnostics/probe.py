@@ -22,6 +22,7 @@ from ..programs.batches import Batch, arguments, device_of, mapped, num_data, wi
 from ..programs.latents import first_value
 from ..programs.layout import lay_out
 from ..programs.modes import without_trace
+from ..programs.rows import row_arguments
 from ..programs.runs import bind
 from ..programs.statements import Reader
 from ..runtime.autograd import kept_gradients
@@ -140,6 +141,8 @@ class Probe:
         if wrt == "logits" and isinstance(pair, nn.Module):
             pair = copy.deepcopy(pair).requires_grad_(False)  # networks need no backward pass
         self._problem = problem._replace(pair=pair)
+        with problem.opened():
+            self._rows = row_arguments(pair, problem.x)
         self._others = parameters(self._problem)  # leaves that are not offsets of the guide's logits
         self._offsets: dict[str, Tensor] = {}
         self._fixed: dict[str, Tensor] = {}  # logits of q, which replace the prior's if the KL is left out
@@ -183,7 +186,7 @@ class Probe:
             return torch.cat([gradient.flatten() for gradient in found])
 
     def _logit_gradients(self, repeats: int) -> Tensor:
-        x = _repeated(self._problem.x, repeats)
+        x = self._repeated(repeats)
         found = {name: site.logits for name, site in _read(self._problem, self._guide, x).discrete.items()}
         if not found:
             raise ValueError("Expected the guide to have a discrete latent, but found none. Try wrt='parameters'.")
@@ -200,9 +203,8 @@ class Probe:
 
     def _is_repeatable(self) -> bool:
         """Return whether repeated data have latents of their own, so that each repetition is an estimate."""
-        x = self._problem.x
         try:
-            once, twice = (_read(self._problem, self._guide, _repeated(x, repeats)) for repeats in (1, 2))
+            once, twice = (_read(self._problem, self._guide, self._repeated(repeats)) for repeats in (1, 2))
         except (ValueError, RuntimeError):  # the guide accepts only this number of data
             return False
         shapes = [{name: fn.batch_shape for name, fn in _latents(reader).items()} for reader in (once, twice)]
@@ -211,6 +213,14 @@ class Probe:
             shape[:1] == (size,) and shapes[1].get(name) == torch.Size((2 * size, *shape[1:]))
             for name, shape in shapes[0].items()
         )
+
+    def _repeated(self, repeats: int) -> Batch:
+        """Repeat the data, and all arguments that have a row for each datum."""
+
+        def longer(value: Tensor) -> Tensor:
+            return value.repeat(repeats, *(1,) * (value.dim() - 1))
+
+        return self._problem.x if repeats == 1 else with_rows(longer, self._problem.x, self._rows)
 
     def _check_independent(self) -> None:
         with self._problem.opened():
@@ -254,11 +264,6 @@ class Probe:
 
 def _latents(reader: Reader) -> dict[str, Any]:
     return {name: msg["fn"] for name, msg in reader.messages.items() if not msg["is_observed"]}
-
-
-def _repeated(x: Batch, repeats: int) -> Batch:
-    """Repeat the data, and all tensors that are as long."""
-    return x if repeats == 1 else with_rows(lambda value: value.repeat(repeats, *(1,) * (value.dim() - 1)), x)
 
 
 def parameters(problem: Problem) -> list[Tensor]:

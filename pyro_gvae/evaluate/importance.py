@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config.checks import check_particles
 from ..distributions.codes import hamming_neighbours
 from ..exact.sizes import bytes_of_code
-from ..programs.batches import Batch, num_data, split, tensors
+from ..programs.batches import Batch, num_data, tensors
 from ..programs.choices import latent_values, most_probable
 from ..programs.draws import draw, lay_out_draws
 from ..programs.joint import joint_scores
@@ -19,6 +19,7 @@ from ..programs.layout import lay_out
 from ..programs.look import Look, look
 from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
+from ..programs.rows import ONLY_ALL, in_parts
 from ..programs.runs import bind_pair
 from ..programs.site import Codes
 from ..programs.target import Target
@@ -180,7 +181,7 @@ def targets(pair: HasPair, x: Batch, num_particles: int, max_memory: float | Non
     """
     most = most_pairs(pair, x, max_memory)
     size = num_data(x) if is_shared(pair, x) else most // num_particles
-    for rows in split(x, max(1, size)):
+    for rows in in_parts(pair, x, max(1, size)):
         runs = bind_pair(pair, rows)
         yield Target(runs, lay_out_draws(runs)), max(1, most // num_data(rows))
 
@@ -201,8 +202,8 @@ def is_shared(pair: HasPair, x: Batch) -> bool:
     steps of a single sequence; two numbers of rows show it.
     """
     try:
-        seen = look(bind_pair(pair, next(split(x, 2))))
-    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+        seen = look(bind_pair(pair, next(in_parts(pair, x, 2))))
+    except ONLY_ALL:
         seen = look(bind_pair(pair, x))
     if seen.needs_axes:
         try:
@@ -211,8 +212,8 @@ def is_shared(pair: HasPair, x: Batch) -> bool:
             if seen.alone:
                 raise  # otherwise the latents can be drawn
     try:
-        return any(_is_shared(pair, next(split(x, size))) for size in (2, 1))
-    except (ValueError, RuntimeError):
+        return any(_is_shared(pair, next(in_parts(pair, x, size))) for size in (2, 1))
+    except ONLY_ALL:
         return _is_shared(pair, x)
 
 
@@ -226,11 +227,11 @@ def _is_shared(pair: HasPair, rows: Batch) -> bool:
 
 def most_pairs(pair: HasPair, x: Batch, max_memory: float | None) -> int:
     """Return how many pairs (code, datum) to score at once."""
-    first = next(split(x, 1))
+    first = next(in_parts(pair, x, 1))
     runs = bind_pair(pair, first)
     try:
         layout = lay_out(runs)
-    except ValueError:  # the program accepts only all of its data at once, for example because of a mask
+    except ONLY_ALL:
         first = x
         runs = bind_pair(pair, x)
         layout = lay_out(runs)
@@ -280,7 +281,8 @@ def _neighbours(codes: Codes, size: int) -> Iterator[Codes]:
                 yield _stacked(codes, parts)
                 parts = []
             parts.append((name, changed))
-    yield _stacked(codes, parts)
+    if parts:  # with a single category there are no others
+        yield _stacked(codes, parts)
 
 
 def _stacked(codes: Codes, parts: list[tuple[str, Tensor]]) -> Codes:

@@ -13,8 +13,8 @@ from ..data.labels import judged, use_of_labels
 from ..data.tables import decoded, encoded
 from ..models.base import VAE
 from ..models.table import Column, TableObservation
-from ..programs.batches import split
 from ..programs.look import look
+from ..programs.rows import in_parts
 from ..programs.runs import bind_pair
 from ..runtime.rng import own_randomness
 from .bounds import is_summable
@@ -214,9 +214,9 @@ def _predictive(
 ) -> Predictive:
     """Return the moments of rows with missing cells, by the requested kind of averaging."""
     check_particles(num_particles)
-    chunks = list(split(judged(vae, x, labels), ROWS_AT_A_TIME))
+    chunks = list(in_parts(vae, judged(vae, x, labels), ROWS_AT_A_TIME))
     if averaging == "auto":
-        seen = look(bind_pair(vae, next(split(chunks[0], 1))))
+        seen = look(bind_pair(vae, next(in_parts(vae, chunks[0], 1))))
         averaging = "exact" if is_summable(vae, chunks, seen, MOST_OPERATIONS, max_memory) else "sampled"
     own = labels if use_of_labels(vae) is Labels.GIVEN else None
     if averaging == "sampled":

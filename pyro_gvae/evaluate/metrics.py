@@ -15,9 +15,10 @@ from ..data.sliced import AnyDataset
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
 from ..handlers.parameters import OwnParameters
-from ..programs.batches import Batch, arguments, num_data, split
+from ..programs.batches import Batch, arguments, num_data
 from ..programs.look import look
 from ..programs.modes import judging
+from ..programs.rows import in_parts
 from ..programs.runs import bind_pair
 from .bounds import Evidence, Row, is_summable, per_datum, sampled_bounds, summed_bounds
 from .code_rows import LatentRow, class_rows, code_rows, latent_rows, probe_rows, term_rows
@@ -246,7 +247,7 @@ def evaluate(
     _check(data, evidence)
     parts = {name: fixed_part(data, name, num_data) for name in data.parts}
     given: dict[str, Any] = {name: judged(pair, *part) for name, part in parts.items()}
-    seen = look(bind_pair(pair, next(split(given["train"], 2))))
+    seen = look(bind_pair(pair, next(in_parts(pair, given["train"], 2))))
     apart = not is_shared(pair, given["train"])
     samples = f"{num_particles} samples"
     guided: dict[str, Guided] = {}
@@ -255,7 +256,7 @@ def evaluate(
     warnings: list[str] = []
     for name, x in given.items():
         mean = partial(per_datum, num_data=len(parts[name].x), apart=apart)
-        chunks = list(split(x, DATA_AT_A_TIME)) if apart else [x]
+        chunks = list(in_parts(pair, x, DATA_AT_A_TIME)) if apart else [x]
         by_sum = evidence == "exact" or (
             evidence == "auto" and is_summable(pair, chunks, seen, max_operations, max_memory)
         )

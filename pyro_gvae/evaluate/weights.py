@@ -17,13 +17,14 @@ from ..exact.elimination import collected, log_summed
 from ..exact.sizes import WORK_PER_SAVED_BYTE
 from ..handlers.sites import plates_of
 from ..programs.axes import Term
-from ..programs.batches import Batch, num_data, split
+from ..programs.batches import Batch, num_data
 from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
 from ..programs.choices import choose, one_draw
 from ..programs.layout import obstacle_of
 from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.pair import HasPair
+from ..programs.rows import ONLY_ALL, in_parts
 from ..programs.runs import Runs, bind_pair
 from ..programs.shared import common_scale_along
 from ..programs.terms import Reading
@@ -56,7 +57,7 @@ def summed_weights(
     most = _most_pairs(pair, x, max_memory)
     length = num_data(x)
     size = min(most, length) if has_cells(pair, x) else length
-    for rows in split(x, size):
+    for rows in in_parts(pair, x, size):
         runs = bind_pair(pair, rows)
         seen = look(runs)
         chains = lay_out_chains(runs, seen, max_memory)
@@ -69,8 +70,8 @@ def summed_weights(
 def has_cells(pair: HasPair, x: Batch) -> bool:
     """Return whether the data are in cells of plates that share no latent and no other statement."""
     try:
-        return all(_has_cells(pair, next(split(x, size))) for size in (2, 1))
-    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+        return all(_has_cells(pair, next(in_parts(pair, x, size))) for size in (2, 1))
+    except ONLY_ALL:
         return _has_cells(pair, x)
 
 
@@ -132,9 +133,9 @@ def most_particles(runs: Runs, chains: Chains, max_memory: float | None) -> int:
 def _most_pairs(pair: HasPair, x: Batch, max_memory: float | None) -> int:
     """Return how many pairs (particle, datum) to read at once."""
     try:
-        runs = bind_pair(pair, next(split(x, 1)))
+        runs = bind_pair(pair, next(in_parts(pair, x, 1)))
         return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory)
-    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+    except ONLY_ALL:
         runs = bind_pair(pair, x)
         return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory) * num_data(x)
 

@@ -5,11 +5,14 @@ stale if a tensor is replaced by another one, or a number by another number. A `
 reached from a program, and remembers which object is where.
 """
 
+import os
 import sys
 import types
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from ctypes import c_double
 from functools import partial
 from itertools import chain
 from operator import attrgetter, call, is_, methodcaller
@@ -21,17 +24,15 @@ from torch import Tensor, nn
 from ..programs.kept import Kept
 from ..runtime.compat.pyro import indices_of_full_plate, state_of_plate
 from ..runtime.compat.torch import hooks_of, hooks_of_all_modules
+from .unguarded import LIBRARIES, MOST_BYTES, names_in, root_of, unguarded
 
-# Packages whose classes and functions are not followed; instances of their classes are.
-LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
 # Packages whose objects change without any effect on a program.
 RESTLESS = {"logging", "threading", "weakref"}
 KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _PARTS_OF_FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _PARTS_OF_PARTIAL = attrgetter("func", "args", "keywords")
 _VALUES = methodcaller("values")
-#: Largest size in bytes of arrays whose elements are compared before each run, which takes about 20 microseconds.
-MOST_BYTES = 2**18
+_C_NUMBER = c_double.__mro__[1]  # of multiprocessing.Value
 #: How many levels of new objects are compared with the old ones.
 MOST_DEPTH = 8
 _NOTHING = object()  # in an empty slot or cell
@@ -42,23 +43,25 @@ Reader = Callable[[], Iterable[Any]]
 class Guard:
     """The state that functions, methods, modules and objects refer to, directly or indirectly.
 
-    It follows a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
-    method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by functions
-    outside libraries, and attributes of Python modules (`config.beta`); attributes and slots of objects, and attributes
-    of their classes; lists, tuples, sets, deques and dictionaries; small arrays; hooks of tensors and of all modules.
-    It does not follow elements of larger, writable arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
+    It follows a module's parameters, buffers, children, `training` and other attributes; the instance behind a
+    bound method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by
+    functions outside libraries, and attributes of Python modules (`config.beta`), also of those that they import;
+    environment variables; attributes and slots of objects, and attributes and properties of their classes and base
+    classes; lists, tuples, sets, deques and dictionaries; small arrays; hooks of tensors and of all modules. It
+    does not follow :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
 
     Attributes:
-        unguarded: the larger, writable arrays, whose changes would not be noticed.
+        unguarded: state whose changes would not be noticed, in a sentence each: elements of larger, writable arrays,
+            iterators, and what functions look up in `globals()`.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
         self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
-        self.unguarded: list[np.ndarray] = []
+        self.unguarded: list[str] = []
         # Objects whose places may change, grouped by the way they are read, so that the loops over them run in C: a
         # guard is checked in each step, and a step may be short.
         self._objects: list[Any] = []
@@ -123,8 +126,7 @@ class Guard:
                 waiting.extend(hooks_of(thing))
             if isinstance(thing, nn.Module):
                 self.modules.append(thing)
-            if isinstance(thing, np.ndarray) and thing.nbytes > MOST_BYTES and _is_writable(thing):
-                self.unguarded.append(thing)
+            self.unguarded += unguarded(thing)
             indices = indices_of_full_plate(thing)
             if indices is not None:  # they follow from the plate's size, which is guarded
                 self.tensors[id(indices)] = indices
@@ -132,7 +134,7 @@ class Guard:
 
     def _follow(self, thing: Any) -> Iterable[Any]:
         """Return what an object refers to, and remember how to read it again, unless it cannot change."""
-        if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
+        if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or root_of(type(thing)) in RESTLESS:
             return ()
         if isinstance(thing, tuple | frozenset):
             return thing
@@ -148,10 +150,14 @@ class Guard:
             self._collections.append(thing)
             return thing
         if isinstance(thing, type):
-            if _root(thing) in LIBRARIES:
+            if root_of(thing) in LIBRARIES:
                 return ()
             self._dictionaries.append(vars(thing))
-            return vars(thing).values()
+            return [type(thing), *thing.__bases__, *vars(thing).values()]
+        if isinstance(thing, property):
+            return (thing.fget,)
+        if isinstance(thing, staticmethod | classmethod):
+            return (thing.__func__,)
         if isinstance(thing, partial):
             self._partials.append(thing)
             return _PARTS_OF_PARTIAL(thing)
@@ -177,19 +183,14 @@ def _readers(thing: Any) -> list[Reader]:
         return [lambda: (thing.tobytes(),)] if thing.nbytes <= MOST_BYTES else []
     if isinstance(thing, bytearray | array):
         return [lambda: (bytes(thing),)]
+    if isinstance(thing, ContextVar):
+        return [lambda: (thing.get(_NOTHING),)]
+    if isinstance(thing, _C_NUMBER):
+        return [lambda: (thing.value,)]  # type: ignore[attr-defined]
     if isinstance(thing, types.FunctionType):
         return _readers_of_function(thing)
     slots = _slots(type(thing))
     return [partial(_in_slots, thing, slots)] if slots else []
-
-
-def _is_writable(array: Any) -> bool:
-    """Return whether an array, or one that it is a view of, can be written."""
-    while isinstance(array, np.ndarray):
-        if array.flags.writeable:
-            return True
-        array = array.base
-    return not isinstance(array, bytes | None)
 
 
 def _slots(kind: type) -> list[types.MemberDescriptorType]:
@@ -203,8 +204,11 @@ def _in_slots(thing: Any, slots: Sequence[types.MemberDescriptorType]) -> list[A
 
 def _readers_of_function(function: types.FunctionType) -> list[Reader]:
     read: list[Reader] = [partial(_contents, cell) for cell in function.__closure__ or ()]
-    if _root(function) not in LIBRARIES:
-        read += _readers_of_variables(function.__globals__, _names(function.__code__))
+    if root_of(function) not in LIBRARIES:
+        names = names_in(function.__code__)
+        read += _readers_of_variables(function.__globals__, names)
+        if names & {"environ", "getenv"}:
+            read.append(lambda: (repr(sorted(os.environ.items())),))
     return read
 
 
@@ -212,7 +216,9 @@ def _readers_of_variables(variables: dict[str, Any], names: set[str]) -> list[Re
     """Return functions that read the variables that code names, those of other modules included (`config.beta`)."""
     read: list[Reader] = []
     visited: list[dict[str, Any]] = []
-    waiting = [variables]
+    package = variables.get("__package__")
+    imported = [sys.modules.get(name) or sys.modules.get(f"{package}.{name}") for name in names]  # by the code itself
+    waiting = [variables, *(vars(module) for module in imported if module and _root_name(module) not in LIBRARIES)]
     while waiting:
         module = waiting.pop()
         if any(module is known for known in visited):
@@ -221,8 +227,12 @@ def _readers_of_variables(variables: dict[str, Any], names: set[str]) -> list[Re
         found = [name for name in names if name in module]
         read.append(partial(map, module.get, found))
         modules = [module[name] for name in found if isinstance(module[name], types.ModuleType)]
-        waiting += [vars(other) for other in modules if other.__name__.partition(".")[0] not in LIBRARIES]
+        waiting += [vars(other) for other in modules if _root_name(other) not in LIBRARIES]
     return read
+
+
+def _root_name(module: types.ModuleType) -> str:
+    return module.__name__.partition(".")[0]
 
 
 def _contents(cell: types.CellType) -> tuple[Any]:
@@ -230,16 +240,6 @@ def _contents(cell: types.CellType) -> tuple[Any]:
         return (cell.cell_contents,)
     except ValueError:  # not assigned yet
         return (_NOTHING,)
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
-
-
-def _root(thing: Any) -> str:
-    name = getattr(thing, "__module__", None)
-    return name.partition(".")[0] if isinstance(name, str) else ""
 
 
 def _same(now: Any, before: Any, depth: int = MOST_DEPTH) -> bool:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from ..runtime.compat.torch import acts_when_graded, hooks_of_each, leaves_of, no_sources_kept
 from .capture import NotRecordableError, record
 from .graph import lifted
-from .guards import Guard
+from .guards import KIND, Guard
 from .state import Job, Loss, State, Values, same_entries, stored_parameters
 
 Outcome = tuple[Loss, list[Tensor | None]]  # the loss, and the gradient of each leaf
@@ -44,6 +44,8 @@ class Recording:
         self._graph = graph
         self._captured = captured
         self._hooks = hooks_of_each(leaves)
+        self._stored = [tensor for tensor in (*captured, *leaves) if id(tensor) not in guard.tensors]
+        self._kinds = list(map(KIND, self._stored))
 
     def state(self) -> Values:
         """Return the current values of what a call may change."""
@@ -51,7 +53,8 @@ class Recording:
 
     def holds(self) -> bool:
         """Return whether the graph still matches the program."""
-        return self.guard.holds() and hooks_of_each(self.leaves) == self._hooks
+        same = self.guard.holds() and hooks_of_each(self.leaves) == self._hooks
+        return same and list(map(KIND, self._stored)) == self._kinds  # of tensors in Pyro's param store
 
     def __call__(self, tensors: Sequence[Tensor]) -> Outcome:
         """Return the loss for these data, and the gradient of each leaf."""
@@ -203,12 +206,8 @@ def _check_first_run(before: State, after: State) -> None:
         )
     if not before.guard.places_hold():
         raise _changes_itself(before)
-    for array in after.guard.unguarded:
-        raise NotRecordableError(
-            "Expected arrays in model, guide and loss that are small or cannot be written, but found a large array of "
-            f"shape {array.shape}, whose changes are not noticed. Try a buffer, torch.from_numpy(array), or "
-            "array.flags.writeable = False."
-        )
+    for reason in after.guard.unguarded:
+        raise NotRecordableError(reason)
     for leaf in after.leaves:
         if acts_when_graded(leaf):
             raise NotRecordableError(

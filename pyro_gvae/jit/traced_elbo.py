@@ -165,7 +165,8 @@ class TracedELBO(LossOnlyELBO):
             The loss as a tensor together with the gradients, and the parameters that the gradients belong to. None if
             there is no recording, so that the caller has to run the plain ELBO.
         """
-        return self._found(new_call("loss_and_grads", model, guide, args, kwargs), apart=True)
+        call = new_call("loss_and_grads", model, guide, args, kwargs)
+        return None if call.is_foreign() else self._found(call, apart=True)
 
     def _as_numbers(self, call: Call) -> Any:
         found = None if call.is_foreign() else self._found(call)

@@ -82,6 +82,9 @@ def _compared(
                 alone = read_with(program, plain, place, draw)
                 if not is_untouched():  # with dropout or batch normalization, no two runs agree
                     return None
+            some = sorted(together.factors.keys() ^ alone.factors.keys())
+            if some:
+                return f"the statement '{some[0]}', which the program makes only with some codes"
             different = _first_different(_rows(together, alone, row), differs, only)
             if different is not None:
                 return f"the log-probability of '{different}' changes if several codes are scored at once"
@@ -96,7 +99,7 @@ def disagreement_of_axes(
 ) -> str | None:
     """Return the same as :func:`disagreement` for programs that have run with an axis for each discrete latent.
 
-    The programs run once more, on the last value of every latent.
+    The programs run twice more, on the first and on the last value of every latent.
 
     Args:
         runs: the pair with its data bound.
@@ -130,19 +133,21 @@ def _compared_axes(
     differs: Callable[[Tensor, Tensor], bool],
     only: Collection[str] | None = None,
 ) -> str | None:
-    """Compare what the programs said of all values with what they say of the last ones alone."""
+    """Compare what the programs said of all values with what they say of the first and of the last ones alone."""
     values: dict[str, Tensor] = {}
     for program, found in zip((runs.guide, runs.model), both, strict=True):
         values |= {name: msg["value"] for name, msg in found.messages.items() if name not in found.discrete}
-        if not found.messages:
-            continue
-        with without_trace() as is_untouched:
-            alone = _on_last_values(program, values, nesting)
-            if not is_untouched():
-                return None
-        different = _first_different(_last_scores(found, alone, nesting), differs, only)
-        if different is not None:
-            return f"the log-probability of '{different}' changes if all values are scored at once"
+        for end in (0, -1) if found.messages else ():
+            with without_trace() as is_untouched:
+                alone = _on_values(program, values, nesting, end)
+                if not is_untouched():
+                    return None
+            some = sorted(found.messages.keys() ^ alone.messages.keys())
+            if some:
+                return f"the statement '{some[0]}', which the program makes only with some codes"
+            different = _first_different(_scores_of(found, alone, nesting, end), differs, only)
+            if different is not None:
+                return f"the log-probability of '{different}' changes if all values are scored at once"
     return None
 
 
@@ -165,37 +170,39 @@ def _rows(together: Reading, alone: Reading, row: int) -> Iterator[tuple[str, Te
         yield name, factor.log_prob[min(row, len(factor.log_prob) - 1)], alone.factors[name].log_prob[0]
 
 
-def _on_last_values(program: Run, values: Mapping[str, Tensor], nesting: int) -> Reader:
-    """Run a program on the last code of every discrete latent, and the values that others have with it."""
+def _on_values(program: Run, values: Mapping[str, Tensor], nesting: int, end: int) -> Reader:
+    """Run a program on the first or last code (0 or -1) of each latent, and the values that others then have."""
 
     def place(name: str, found: Discrete) -> Tensor:
         codes = found.natural.new_zeros(*found.batch_shape, *found.code_shape)
-        codes[..., -1] = 1.0
+        codes[..., end] = 1.0
         return latent_of(name, found).value(codes)
 
     def draw(name: str, fn: Any) -> Tensor:
         value = values[name]
-        return _last(value, value.dim() - fn.event_dim - nesting).expand(fn.batch_shape + fn.event_shape)
+        return _at(end, value, value.dim() - fn.event_dim - nesting).expand(fn.batch_shape + fn.event_shape)
 
     reader = Reader(place, draw)
     reader.run(program)
     return reader
 
 
-def _last_scores(found: HasStatements, alone: HasStatements, nesting: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield each statement's log-probability of the last values, from a run on all values and from a run on these."""
+def _scores_of(
+    found: HasStatements, alone: HasStatements, nesting: int, end: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield each statement's log-probability of the first or last values, from a run on all and from one on these."""
     for name, msg in found.messages.items():
         if name in found.discrete:
             several, one = (at_least_float32(own.discrete[name].log_probs) for own in (found, alone))
-            yield name, _last(several, several.dim() - 2 - nesting), one
+            yield name, _at(end, several, several.dim() - 2 - nesting), one
         else:
             several = _score(msg)
-            yield name, _last(several, several.dim() - nesting), _score(alone.messages[name])
+            yield name, _at(end, several, several.dim() - nesting), _score(alone.messages[name])
 
 
-def _last(values: Tensor, count: int) -> Tensor:
-    """Select the last index of the first dimensions."""
-    return values[(-1,) * max(count, 0)]
+def _at(end: int, values: Tensor, count: int) -> Tensor:
+    """Select the first or last index (0 or -1) of the first dimensions."""
+    return values[(end,) * max(count, 0)]
 
 
 def _score(msg: Messages) -> Tensor:

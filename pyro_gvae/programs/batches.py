@@ -1,5 +1,6 @@
 """A batch as the arguments of a program: `model(x)`, `model(x, y)` or `model(x=x, y=y)`."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,6 +9,9 @@ from torch import Tensor
 
 #: Data (B, ...), a tuple or list of all arguments, as `DataLoader` yields it, or a dictionary of keyword arguments.
 Batch: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+#: The place of an argument in a tuple, or its name in a dictionary.
+Key: TypeAlias = int | str
+Keys: TypeAlias = frozenset[Key]
 
 
 class Arguments(NamedTuple):
@@ -37,6 +41,25 @@ def arguments(*batch: Any, **others: Any) -> Arguments:
     return Arguments(tuple(single) if isinstance(single, tuple | list) else (single,), others)
 
 
+def check_taken(program: Callable[..., Any], given: Arguments) -> None:
+    """Refuse arguments that a program does not take.
+
+    Raises:
+        ValueError: if there are too many or too few, or others.
+    """
+    try:
+        inspect.signature(program).bind(*given.args, **given.kwargs)
+    except TypeError as error:
+        name = getattr(program, "__name__", type(program).__name__)
+        tried = "({..},) for a program that takes one dictionary" if given.kwargs else "(x,) for all arguments"
+        raise ValueError(
+            f"Expected the arguments of '{name}', but found {len(given.args)} by place and {sorted(given.kwargs)} by "
+            f"name: {error}. Try {tried}."
+        ) from error
+    except ValueError:  # a callable without a signature
+        return
+
+
 def tensors(batch: Batch) -> list[Tensor]:
     """List the arguments that are tensors."""
     given = arguments(batch)
@@ -59,40 +82,46 @@ def device_of(batch: Batch) -> torch.device:
     return next((value.device for value in tensors(batch)), torch.device("cpu"))
 
 
+def as_long_as_data(batch: Batch) -> list[Key]:
+    """Return the places or names of the arguments that are tensors as long as the first, which are the data."""
+    total = num_data(batch)
+    return [key for key, value in _items(batch) if isinstance(value, Tensor) and value.dim() and len(value) == total]
+
+
 def mapped(function: Callable[[Any], Any], batch: Batch) -> Batch:
     """Return the batch with a function applied to each argument."""
-    if isinstance(batch, Mapping):
-        return {name: function(value) for name, value in batch.items()}
-    return tuple(map(function, batch)) if isinstance(batch, tuple | list) else function(batch)
+    return _changed(lambda _, value: function(value), batch)
 
 
-def with_rows(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Return the batch with a function applied to each tensor that is as long as the first."""
-    length = num_data(batch)
+def with_rows(function: Callable[[Tensor], Tensor], batch: Batch, keys: Keys | None = None) -> Batch:
+    """Return the batch with a function applied to tensors that have a row for each datum.
 
-    def changed(value: Any) -> Any:
-        has_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == length
-        return function(value) if has_rows else value
-
-    return mapped(changed, batch)
-
-
-def split(batch: Batch, size: int) -> Iterator[Batch]:
-    """Yield a batch in parts of at most `size` data.
-
-    Tensors as long as the first are cut along their first dimension. Each part gets all other arguments.
-
-    Raises:
-        ValueError: if there are no data.
+    Args:
+        function: the function.
+        batch: the batch.
+        keys: the places or names of these arguments; those of :func:`as_long_as_data` if None.
 
     Example:
         >>> import torch
-        >>> list(split((torch.tensor([1, 2, 3]), 0.5), 2))
-        [(tensor([1, 2]), 0.5), (tensor([3]), 0.5)]
+        >>> with_rows(lambda rows: rows[:2], (torch.tensor([1, 2, 3]), 0.5))
+        (tensor([1, 2]), 0.5)
     """
-    check_has_data(batch)
-    for start in range(0, num_data(batch), size):
-        yield with_rows(lambda value, start=start: value[start : start + size], batch)  # type: ignore[misc]
+    chosen = frozenset(as_long_as_data(batch)) if keys is None else keys
+    return _changed(lambda key, value: function(value) if key in chosen else value, batch)
+
+
+def _items(batch: Batch) -> Iterator[tuple[Key, Any]]:
+    if isinstance(batch, Mapping):
+        yield from batch.items()
+    else:
+        yield from enumerate(batch if isinstance(batch, tuple | list) else (batch,))
+
+
+def _changed(function: Callable[[Key, Any], Any], batch: Batch) -> Batch:
+    found = {key: function(key, value) for key, value in _items(batch)}
+    if isinstance(batch, Mapping):
+        return {str(name): value for name, value in found.items()}
+    return tuple(found.values()) if isinstance(batch, tuple | list) else found[0]
 
 
 def check_has_data(batch: Batch) -> None:

@@ -19,6 +19,7 @@ from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
 from .latents import Latent, TooManyCodesError, latent_of
 from .layout import obstacle_of, warn_of
 from .look import Look, any_draw, check, is_continuous
+from .mixing import check_apart
 from .modes import without_trace
 from .one_by_one import read_both_one_by_one, read_given_one_by_one
 from .provenance import Provenance
@@ -131,6 +132,10 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         limit=memory_limit(max_memory),
     )
     with torch.no_grad():
+        again = runs.again()
+        check_apart(again.model, seen.model)
+        if seen.with_guide and len(seen.guide.messages) > 1:
+            check_apart(again.guide, seen.guide)
         obstacle = _obstacle(runs.again(), chains)
     warn_of(obstacle)
     return chains._replace(obstacle=obstacle)

@@ -124,20 +124,30 @@ class Reading(NamedTuple):
 
     @classmethod
     def stacked(cls, readings: Sequence["Reading"]) -> "Reading":
-        """Concatenate readings of one row each, as if all rows had been read at once."""
+        """Concatenate readings of one row each, as if all rows had been read at once.
+
+        A statement that the program makes only with some codes adds nothing to the log-probability of others.
+        """
         first = readings[0]
+        known = {name: factor for reading in reversed(readings) for name, factor in reading.factors.items()}
 
         def stack(name: str, factor: Factor) -> Factor:
-            each = [reading.factors[name] for reading in readings]
+            each = [reading.factors.get(name) for reading in readings]
+
+            def rows(of: Callable[[Factor], Tensor]) -> Tensor:
+                found = [None if one is None else of(one) for one in each]
+                like = next(own for own in found if own is not None)
+                return torch.cat([torch.zeros_like(like) if own is None else own for own in found])
+
             return factor._replace(
-                log_prob=torch.cat([one.log_prob for one in each]),
-                unscaled=lambda: torch.cat([one.unscaled() for one in each]),
-                unweighed=lambda: torch.cat([one.unweighed() for one in each]),
+                log_prob=rows(lambda one: one.log_prob),
+                unscaled=lambda: rows(lambda one: one.unscaled()),
+                unweighed=lambda: rows(lambda one: one.unweighed()),
             )
 
         return cls(
             sites={name: Site.stacked([reading.sites[name] for reading in readings]) for name in first.sites},
-            factors={name: stack(name, factor) for name, factor in first.factors.items()},
+            factors={name: stack(name, factor) for name, factor in known.items()},
             values=first.values,
         )
 

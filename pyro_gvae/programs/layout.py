@@ -16,6 +16,7 @@ from .cells import Cells
 from .factors import Layout, Level, Reading
 from .latents import READ_ALL, Roles, Space, TooManyCodesError, latent_of
 from .look import Look, any_draw, check, look, mixes_data
+from .mixing import check_apart
 from .modes import without_trace
 from .runs import Runs
 from .statements import Reader, given_codes, read_with
@@ -105,8 +106,11 @@ def _check_no_mixing(runs: Runs, seen: Look, layout: Layout, drawn: list[str], w
     some_outside = any(layout.plates - plates_of(msg) for msg in messages)
     behind = _codes_behind(runs.guide, seen.guide, codes) if seen.given and some_outside else {}
     _check_mixing(runs.model, seen.model, layout, codes, behind)
+    check_apart(runs.model, seen.model)
     if with_guide:
         _check_mixing(runs.guide, seen.guide, layout, codes, behind)
+        if len(seen.guide.messages) > 1:
+            check_apart(runs.guide, seen.guide)
 
 
 def _levels(model: Reader, cells: Cells) -> tuple[Level, ...]:

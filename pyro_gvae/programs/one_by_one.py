@@ -19,7 +19,7 @@ from ..distributions.codes import numbered_codes
 from ..handlers.sites import Discrete, Messages, Run, plates_of
 from ..runtime.memory import in_words
 from ..runtime.rng import random_states, set_random_states
-from .axes import Axis, Term, aligned, term_of
+from .axes import Axis, Term, aligned, plate_axes, term_of
 from .enumerator import Both
 from .latents import Latent, TooManyCodesError, comes_and_goes, first_value
 from .look import mixes_data
@@ -139,6 +139,7 @@ def _read(
     """Run a program for every joint code; note the values of its continuous latents in `values`."""
     states = random_states()
     said: list[_Said] = []
+    messages: dict[str, Messages] = {}
     first: Reader | None = None
     for numbers in itertools.product(*map(range, every.sizes)):
         own = given(numbers)
@@ -153,18 +154,29 @@ def _read(
             _check_size(said[0], every)
         if values is not None:
             values[numbers] = {name: msg["value"] for name, msg in reader.continuous().items()}
-        for name in sorted(reader.messages.keys() ^ first.messages.keys()):
+        messages |= {name: msg for name, msg in reader.messages.items() if name not in messages}
+        for name in sorted(reader.discrete.keys() ^ first.discrete.keys()):
             raise comes_and_goes(name)
     assert first is not None
-    messages = first.messages
     sites = {name: _stacked_site([one.sites[name] for one in said], messages, every) for name in said[0].sites}
-    others = {name: _stacked(name, [one.others[name] for one in said], messages, every) for name in said[0].others}
+    others = {
+        name: _stacked(name, [one.others.get(name, _nothing(msg)) for one in said], messages, every)
+        for name, msg in messages.items()
+        if name not in sites
+    }
     masks = {name: msg["mask"] for name, msg in messages.items()}
     masks |= {name: mask_of_site(first.discrete[name], messages[name]) for name in sites}
     like = {name: site.log_probs.values for name, site in sites.items()}
     like |= {name: term.values for name, term in others.items()}
     weights = {name: partial(weight_of, msg, masks[name], like[name]) for name, msg in messages.items()}
     return Reading(sites, others, weights)
+
+
+def _nothing(msg: Messages) -> Term:
+    """Return what a statement adds with codes for which the program does not make it."""
+    value = msg["value"]
+    dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+    return Term(torch.zeros((), dtype=dtype, device=value.device), (), frozenset(plate_axes(msg).values()))
 
 
 def _place(numbers: Mapping[str, int], own: Mapping[str, Tensor]) -> Callable[[str, Discrete], Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..handlers.parameters import OwnParameters
 from ..handlers.sites import Messages, Program, Run
-from .batches import arguments, check_has_data
+from .batches import arguments, check_has_data, check_taken
 from .pair import HasPair, check_pair
 
 
@@ -93,6 +93,8 @@ def bind_pair(pair: HasPair, *args: Any, **kwargs: Any) -> Runs:
     """
     check_pair(pair)
     found = arguments(*args, **kwargs)
+    check_taken(pair.model, found)
+    check_taken(pair.guide, found)
     return bind(_with_own_parameters(pair.model), _with_own_parameters(pair.guide), *found.args, **found.kwargs)
 
 

@@ -46,6 +46,8 @@ MISTAKES = {
         "positive number or a schedule",
     ),
     "data of another width": (lambda: exact.elbo(vae(), X[:, :2]), r"shape \(B, 3\), but found \(2, 2\)"),
+    "no data": (lambda: exact.elbo(vae()), r"Expected the arguments of 'model', .* missing a required argument: 'x'"),
+    "a dictionary for one argument": (lambda: exact.elbo(vae(), {"batch": X}), r"by name: .* Try \(\{\.\.\},\) for"),
     "integers as data": (lambda: exact.elbo(vae(), X.long()), r"Try x\.to\(torch\.float32\)"),
     "an array as data": (lambda: exact.elbo(vae(), X.numpy()), r"Try torch\.as_tensor\(x\)"),
 }

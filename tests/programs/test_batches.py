@@ -17,7 +17,8 @@ from pyro_gvae.evaluate.guides import read_guide
 from pyro_gvae.evaluate.importance import importance_weighted, log_importance_weights
 from pyro_gvae.evaluate.metrics import code_usage, discrete_scores, own_objective
 from pyro_gvae.exact import Pair
-from pyro_gvae.programs.batches import num_data, split
+from pyro_gvae.programs.batches import num_data
+from pyro_gvae.programs.rows import in_parts, row_arguments
 
 X, Y = torch.tensor([-1.0, 0.5, 2.0]), torch.tensor([0.3, -0.2, 1.0])
 SCALE = torch.tensor(1.5)
@@ -106,11 +107,32 @@ def test_the_number_of_data_is_that_of_the_first_tensor_with_rows():
     assert num_data(SCALE) == num_data(()) == 1
 
 
-def test_parts_cut_all_tensors_that_are_as_long_as_the_data():
-    parts = list(split(BATCH, 2))
+def test_parts_cut_all_tensors_with_a_row_for_each_datum():
+    parts = list(in_parts(PAIR, BATCH, 2))
     assert [part["x"].tolist() for part in parts] == [[-1.0, 0.5], [2.0]]
     assert [len(part["y"]) for part in parts] == [2, 1]
     assert all(part["scale"] is SCALE for part in parts)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_an_argument_that_is_as_long_as_the_data_by_chance_is_not_cut(size):
+    """As many standard deviations as data; a row of them alone would broadcast."""
+    torch.manual_seed(0)
+    weight, x, y, sigma = torch.randn(3, size), torch.randn(size, size), torch.randn(size), 0.3 + torch.rand(size)
+
+    def wide_model(x, y, sigma):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=y.unsqueeze(-1) * torch.arange(3.0)))
+            pyro.sample("x", dist.Normal(z @ weight, sigma).to_event(1), obs=x)
+
+    def wide_guide(x, y, sigma):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
+
+    wide, batch = Pair(wide_model, wide_guide), (x, y, sigma)
+    assert row_arguments(wide, batch) == ({0, 1} if size > 1 else {0, 1, 2})
+    lower = certified_bounds(wide, batch, 3, max_memory=1e3).lower
+    torch.testing.assert_close(lower, exact.log_evidence(wide, *batch))
 
 
 def test_programs_may_take_no_arguments():

@@ -11,7 +11,6 @@ from pyro_gvae import ExactELBO, ExactEvidence, estimator, exact, make_step
 from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
-from pyro_gvae.programs.batches import split
 
 # Two symmetric clusters: every datum has the same ELBO and, with its own posterior, the same log p(x).
 CENTERS = torch.tensor([-5.0, 5.0])
@@ -131,13 +130,6 @@ def test_importance_weights_take_each_datum_with_its_label():
     vae, x, c = Conditional(), torch.randn(6, 4), torch.eye(3)[[0, 1, 2, 0, 1, 2]]
     found = importance_weighted(vae, (x, c), 2000, max_memory=1e5)
     assert ((found.bound - exact.log_evidence(vae, x, c)).abs() < 5 * found.sampling_error + 1e-4).all()
-
-
-def test_a_batch_is_cut_along_its_data():
-    x, weights, flag = torch.arange(5.0), torch.ones(3), "as it is"
-    parts = list(split([x, weights, flag], 2))
-    assert [part[0].tolist() for part in parts] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
-    assert all(part[1] is weights and part[2] is flag for part in parts)
 
 
 def test_a_step_without_data_says_so():

@@ -1,0 +1,113 @@
+"""Find statements that read the codes of other data of their plate, as those of neighbours in a graph.
+
+Sums run over the codes of each datum apart, as the plate declares, and would be wrong. No shape shows it.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..handlers.sites import Discrete, Messages, Run
+from ..runtime.compat.torch import is_transformed
+from .latents import first_value, latent_of
+from .modes import without_trace
+from .statements import Reader
+
+#: Plates with more cells are not checked, since programs would have to decode a code for each.
+MOST_CELLS = 1000
+#: A relative or absolute difference of log-probabilities that rounding may cause.
+ROUNDING = 1e-2
+
+
+class _Plate(NamedTuple):
+    name: str
+    dim: int
+    size: int
+
+
+def check_apart(program: Run, seen: Reader) -> None:
+    """Refuse a statement whose log-probability for one datum changes with the codes of others.
+
+    The program runs once for each plate of a discrete latent, with other codes in about half of its cells.
+
+    Args:
+        program: the program with its data bound.
+        seen: an earlier run of it, with the first code of all latents.
+
+    Raises:
+        ValueError: if there is such a statement.
+    """
+    if is_transformed():  # torch.func does not allow reading values
+        return
+    plates = {plate for name in seen.discrete for plate in _plates(seen.messages[name])}
+    for plate in sorted(plates):
+        if 1 < plate.size <= MOST_CELLS:
+            for changed in _some_cells(plate.size):
+                _check(program, seen, plate, changed)
+
+
+def _plates(msg: Messages) -> list[_Plate]:
+    frames = [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
+    return [_Plate(frame.name, frame.dim, frame.size) for frame in frames]
+
+
+def _some_cells(size: int) -> list[Tensor]:
+    """Return which cells get other codes: each one of two; of more, the first, the last, and every other at random.
+
+    In a regular half, all neighbours of a cell may be on its side.
+    """
+    cells = torch.arange(size)
+    if size == 2:
+        return [cells == 0, cells == 1]
+    scattered = cells * 2654435761 // 2**16 % 2 == 1  # Knuth's multiplicative hashing
+    return [((cells == 0) | (cells == size - 1) | scattered) & (cells != 1)]
+
+
+def _check(program: Run, seen: Reader, plate: _Plate, changed: Tensor) -> None:
+    def place(name: str, found: Discrete) -> Tensor:
+        first = first_value(name, found)
+        if plate not in _plates(seen.messages[name]):
+            return first
+        codes = found.natural.new_zeros(*found.batch_shape, *found.code_shape)
+        codes[..., -1] = 1.0
+        last = latent_of(name, found).value(codes)
+        return torch.where(_along(changed, plate.dim - len(found.event_shape), last.device), last, first)
+
+    def draw(name: str, fn: Any) -> Tensor:
+        value: Tensor = seen.messages[name]["value"]
+        return value.expand(fn.batch_shape + fn.event_shape)
+
+    reader = Reader(place, draw)
+    try:
+        with without_trace() as is_untouched:
+            reader.run(program)
+            if not is_untouched():  # with dropout or batch normalization, no two runs agree
+                return
+    except (RuntimeError, ValueError, IndexError, KeyError):
+        return
+    for name, msg in reader.messages.items():
+        if name in seen.messages and plate in _plates(msg):
+            before, after = _scores(seen, name), _scores(reader, name)
+            before, after = torch.broadcast_tensors(before, after)
+            dim = plate.dim - (2 if name in reader.discrete else 0)
+            kept = (~changed).nonzero().squeeze(1).to(after.device)
+            if -dim <= after.dim() and after.shape[dim] == plate.size:
+                before, after = before.index_select(dim, kept), after.index_select(dim, kept)
+            if not torch.allclose(before, after, rtol=ROUNDING, atol=ROUNDING, equal_nan=True):
+                raise ValueError(
+                    f"Expected every statement to read the codes of its own datum only, but found '{name}', whose "
+                    f"log-probability changes with those of others in the plate '{plate.name}'. Try one site for all "
+                    "of them, with .to_event(1) in place of the plate."
+                )
+
+
+def _along(values: Tensor, dim: int, device: torch.device) -> Tensor:
+    """Reshape values so that they lie along a negative dimension."""
+    return values.to(device).reshape(-1, *(1,) * (-1 - dim))
+
+
+def _scores(reader: Reader, name: str) -> Tensor:
+    msg = reader.messages[name]
+    found: Tensor = reader.discrete[name].log_probs if name in reader.discrete else msg["fn"].log_prob(msg["value"])
+    return found
