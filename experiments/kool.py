@@ -151,10 +151,12 @@ def draw(table: pd.DataFrame) -> Figure:
     """Draw, for each N, the test -ELBO against epochs and against seconds; the line of exact sums is thick."""
     numbers = list(dict.fromkeys(table["latents"]))
     figure = Figure(figsize=(11, 4.8 * len(numbers)))
+    styles = estimator_styles(list(dict.fromkeys(name for rows in ROWS.values() for name in rows)))
     for pair, number in zip(figure.subplots(len(numbers), 2, sharey="row", squeeze=False), numbers, strict=True):
         of_size = table[table["latents"] == number]
         names = [name for name in ROWS[number] if name in set(of_size["estimator"])]
-        for name, (color, marker) in estimator_styles(names).items():
+        for name in names:
+            color, marker = styles[name]
             rows = of_size[of_size["estimator"] == name]
             mean = mean_and_error(rows, ["epoch"], ["test_elbo", "seconds"]).sort_values("epoch")
             label = f"{name} ({rows['seed'].nunique()})"
