@@ -65,6 +65,23 @@ def _some_cells(size: int) -> list[Tensor]:
 
 
 def _check(program: Run, seen: Reader, plate: _Plate, changed: Tensor) -> None:
+    found = _with_codes(program, seen, plate, changed)
+    if found is None or _different(seen, found, plate, changed) is None:
+        return
+    # A run in the same shapes: the earlier one may have decoded a single code, with other rounding errors.
+    same = _with_codes(program, seen, plate, torch.zeros_like(changed))
+    different = None if same is None else _different(same, found, plate, changed)
+    if different is not None:
+        raise ValueError(
+            f"Expected every statement to read the codes of its own datum only, but found '{different}', whose "
+            f"log-probability changes with those of others in the plate '{plate.name}'. Try one site for all of them, "
+            "with .to_event(1) in place of the plate."
+        )
+
+
+def _with_codes(program: Run, seen: Reader, plate: _Plate, changed: Tensor) -> Reader | None:
+    """Run a program with the last code in some cells of a plate, and the first elsewhere; None if no two runs agree."""
+
     def place(name: str, found: Discrete) -> Tensor:
         first = first_value(name, found)
         if plate not in _plates(seen.messages[name]):
@@ -82,24 +99,24 @@ def _check(program: Run, seen: Reader, plate: _Plate, changed: Tensor) -> None:
     try:
         with without_trace() as is_untouched:
             reader.run(program)
-            if not is_untouched():  # with dropout or batch normalization, no two runs agree
-                return
-    except (RuntimeError, ValueError, IndexError, KeyError):
-        return
-    for name, msg in reader.messages.items():
-        if name in seen.messages and plate in _plates(msg):
-            before, after = _scores(seen, name), _scores(reader, name)
-            before, after = torch.broadcast_tensors(before, after)
-            dim = plate.dim - (2 if name in reader.discrete else 0)
-            kept = (~changed).nonzero().squeeze(1).to(after.device)
-            if -dim <= after.dim() and after.shape[dim] == plate.size:
-                before, after = before.index_select(dim, kept), after.index_select(dim, kept)
-            if not torch.allclose(before, after, rtol=ROUNDING, atol=ROUNDING, equal_nan=True):
-                raise ValueError(
-                    f"Expected every statement to read the codes of its own datum only, but found '{name}', whose "
-                    f"log-probability changes with those of others in the plate '{plate.name}'. Try one site for all "
-                    "of them, with .to_event(1) in place of the plate."
-                )
+            return reader if is_untouched() else None  # untrue with dropout or batch normalization
+    except (RuntimeError, ValueError, IndexError, KeyError):  # a program that takes one code for all data
+        return None
+
+
+def _different(one: Reader, other: Reader, plate: _Plate, changed: Tensor) -> str | None:
+    """Return a statement in the plate whose log-probabilities differ where the codes are the same."""
+    kept = (~changed).nonzero().squeeze(1)
+    for name, msg in other.messages.items():
+        if name not in one.messages or plate not in _plates(msg):
+            continue
+        before, after = torch.broadcast_tensors(_scores(one, name), _scores(other, name))
+        dim = plate.dim - (2 if name in other.discrete else 0)
+        if -dim <= after.dim() and after.shape[dim] == plate.size:
+            before, after = (own.index_select(dim, kept.to(own.device)) for own in (before, after))
+        if not torch.allclose(before, after, rtol=ROUNDING, atol=ROUNDING, equal_nan=True):
+            return name
+    return None
 
 
 def _along(values: Tensor, dim: int, device: torch.device) -> Tensor:
