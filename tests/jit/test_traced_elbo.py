@@ -5,6 +5,7 @@ import random
 import re
 import types
 import warnings
+import weakref
 from functools import partial
 
 import numpy as np
@@ -566,10 +567,12 @@ def with_a_memory():
     return observing(counted)
 
 
+UNSEEN = [torch.tensor(2.0)]
+
+
 def reading_unseen():
-    """Read a tensor that no guard can see, because an iterator holds it."""
-    tensors = itertools.cycle([torch.tensor(2.0)])
-    return observing(lambda: next(tensors))
+    """Read a tensor that no guard can see, because a weak reference leads to it."""
+    return observing(weakref.ref(UNSEEN[0]))
 
 
 PAIRS = {
@@ -578,6 +581,7 @@ PAIRS = {
         lambda: observing(torch.tensor(2.0).item),
         r"found \.item\(\) before the first site",
     ),
+    "an iterator": (lambda: observing(partial(next, itertools.cycle([torch.tensor(2.0)]))), "found a cycle"),
     "an unseen tensor": (reading_unseen, "whose replacement a recording could not notice"),
     "Python's random numbers": (lambda: observing(random.random), "draws its random numbers from torch"),
     "NumPy's random numbers": (lambda: observing(np.random.rand), "draws its random numbers from torch"),
