@@ -48,7 +48,8 @@ def check_taken(program: Callable[..., Any], given: Arguments) -> None:
         ValueError: if there are too many or too few, or others.
     """
     try:
-        inspect.signature(program).bind(*given.args, **given.kwargs)
+        # A decorator may supply arguments, and keeps the signature of what it wraps.
+        inspect.signature(program, follow_wrapped=False).bind(*given.args, **given.kwargs)
     except TypeError as error:
         name = getattr(program, "__name__", type(program).__name__)
         tried = "({..},) for a program that takes one dictionary" if given.kwargs else "(x,) for all arguments"

@@ -6,6 +6,7 @@ Sums run over the codes of each datum apart, as the plate declares, and would be
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ..handlers.sites import Discrete, Messages, Run
@@ -68,9 +69,13 @@ def _check(program: Run, seen: Reader, plate: _Plate, changed: Tensor) -> None:
     found = _with_codes(program, seen, plate, changed)
     if found is None or _different(seen, found, plate, changed) is None:
         return
-    # A run in the same shapes: the earlier one may have decoded a single code, with other rounding errors.
-    same = _with_codes(program, seen, plate, torch.zeros_like(changed))
-    different = None if same is None else _different(same, found, plate, changed)
+    # Two runs in the same shapes: the earlier one may have decoded a single code, with other rounding errors, and the
+    # program may do something else in each run.
+    nothing = torch.zeros_like(changed)
+    same, again = (_with_codes(program, seen, plate, nothing) for _ in range(2))
+    if same is None or again is None or _different(same, again, plate, nothing) is not None:
+        return
+    different = _different(same, found, plate, changed)
     if different is not None:
         raise ValueError(
             f"Expected every statement to read the codes of its own datum only, but found '{different}', whose "
@@ -126,5 +131,7 @@ def _along(values: Tensor, dim: int, device: torch.device) -> Tensor:
 
 def _scores(reader: Reader, name: str) -> Tensor:
     msg = reader.messages[name]
-    found: Tensor = reader.discrete[name].log_probs if name in reader.discrete else msg["fn"].log_prob(msg["value"])
+    if name in reader.discrete:
+        return reader.discrete[name].log_probs
+    found: Tensor = scale_and_mask(msg["fn"].log_prob(msg["value"]), 1.0, msg["mask"])
     return found

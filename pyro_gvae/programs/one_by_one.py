@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.util import broadcast_shape, scale_and_mask
@@ -19,7 +19,7 @@ from ..distributions.codes import numbered_codes
 from ..handlers.sites import Discrete, Messages, Run, plates_of
 from ..runtime.memory import in_words
 from ..runtime.rng import random_states, set_random_states
-from .axes import Axis, Term, aligned, plate_axes, term_of
+from .axes import Axis, Term, plate_axes, term_of
 from .enumerator import Both
 from .latents import Latent, TooManyCodesError, comes_and_goes, first_value
 from .look import mixes_data
@@ -236,20 +236,27 @@ def _stacked_site(sites: Sequence[Site], messages: Mapping[str, Messages], every
 def _stacked(name: str, terms: Sequence[Term], messages: Mapping[str, Messages], every: Enumerated) -> Term:
     """Join the terms of all joint codes to one with the axes of the latents that the statement may depend on."""
     own = tuple(sorted(frozenset().union(*(term.axes for term in terms))))
-    rows = [aligned(term, own) for term in terms]
-    shape = broadcast_shape(*(row.shape for row in rows))
-    values = torch.stack([row.expand(shape) for row in rows]).reshape(*every.sizes, *shape)
     kept = [_may_depend(name, axis.name, messages) for axis in every.axes]
-    for dim in reversed(range(len(kept))):
-        if not kept[dim]:
-            values = _one_of(values, dim, name, every.axes[dim].name, messages)
     axes = [*(axis for axis, keeps in zip(every.axes, kept, strict=True) if keeps), *own]
     order = sorted(range(len(axes)), key=axes.__getitem__)
-    axes, values = [axes[i] for i in order], values.permute(order)
+
+    def joined(rows: Sequence[Tensor]) -> Tensor:
+        shape = broadcast_shape(*(row.shape for row in rows))
+        values = torch.stack([row.expand(shape) for row in rows]).reshape(*every.sizes, *shape)
+        for dim in reversed(range(len(kept))):
+            if not kept[dim]:
+                values = _one_of(values, dim, name, every.axes[dim].name, messages)
+        return values.permute(order)
+
+    def in_axes(scale: Any, term: Term) -> Tensor:
+        sizes = dict(zip(term.axes, scale.shape, strict=True)) if isinstance(scale, Tensor) and scale.dim() else {}
+        return torch.as_tensor(scale).reshape([sizes.get(axis, 1) for axis in own])
+
     scale = terms[0].scale
-    if isinstance(scale, Tensor) and scale.dim():
-        scale = aligned(Term(scale, terms[0].axes, terms[0].plates), tuple(axes))
-    return Term(values, tuple(axes), terms[0].plates, scale)
+    if any(isinstance(term.scale, Tensor) or term.scale != scale for term in terms):
+        scale = joined([in_axes(term.scale, term) for term in terms])
+    values = joined([in_axes(term.values, term) for term in terms])
+    return Term(values, tuple(axes[i] for i in order), terms[0].plates, scale)
 
 
 def _may_depend(name: str, other: str, messages: Mapping[str, Messages]) -> bool:
