@@ -84,7 +84,9 @@ def estimator(name: str | Mapping[str, str | Estimator] | Estimator, /, **option
         >>> estimator({"y": "exact", "z": "gumbel-softmax[kl=categorical]"}, default="reinforce-loo").name
         'per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]'
     """
-    if isinstance(name, Estimator) and not options:
+    if isinstance(name, Estimator):
+        if options:
+            raise ValueError(f"Expected options with the name of an estimator only, but found {sorted(options)}.")
         return name
     if isinstance(name, Mapping):
         return _constructed("estimator({..})", _of_sites, name, **options)

@@ -24,7 +24,18 @@ from torch import Tensor, nn
 from ..programs.kept import Kept
 from ..runtime.compat.pyro import indices_of_full_plate, state_of_plate
 from ..runtime.compat.torch import hooks_of, hooks_of_all_modules
-from .unguarded import LIBRARIES, MOST_BYTES, names_in, root_of, unguarded
+from .unguarded import (
+    LIBRARIES,
+    MOST_BYTES,
+    calls_next,
+    imports_in,
+    inherited,
+    is_own,
+    iterator,
+    names_in,
+    root_of,
+    unguarded,
+)
 
 # Packages whose objects change without any effect on a program.
 RESTLESS = {"logging", "threading", "weakref"}
@@ -115,6 +126,8 @@ class Guard:
 
     def _walk(self, roots: Iterable[Any]) -> None:
         visited: dict[int, Any] = {}  # keeps objects alive, so that their ids are not reused
+        iterators: list[str] = []
+        advances = False
         waiting = deque(roots)
         while waiting:
             thing = waiting.popleft()
@@ -127,10 +140,14 @@ class Guard:
             if isinstance(thing, nn.Module):
                 self.modules.append(thing)
             self.unguarded += unguarded(thing)
+            iterators += iterator(thing)
+            advances = advances or calls_next(thing)
             indices = indices_of_full_plate(thing)
             if indices is not None:  # they follow from the plate's size, which is guarded
                 self.tensors[id(indices)] = indices
             waiting.extend(self._follow(thing))
+        if advances:
+            self.unguarded += iterators
 
     def _follow(self, thing: Any) -> Iterable[Any]:
         """Return what an object refers to, and remember how to read it again, unless it cannot change."""
@@ -152,8 +169,9 @@ class Guard:
         if isinstance(thing, type):
             if root_of(thing) in LIBRARIES:
                 return ()
-            self._dictionaries.append(vars(thing))
-            return [type(thing), *thing.__bases__, *vars(thing).values()]
+            bases = [base for base in thing.__mro__[1:] if is_own(base)]
+            self._dictionaries += map(vars, (thing, *bases))
+            return [type(thing), *vars(thing).values(), *inherited(thing, bases)]
         if isinstance(thing, property):
             return (thing.fget,)
         if isinstance(thing, staticmethod | classmethod):
@@ -206,18 +224,18 @@ def _readers_of_function(function: types.FunctionType) -> list[Reader]:
     read: list[Reader] = [partial(_contents, cell) for cell in function.__closure__ or ()]
     if root_of(function) not in LIBRARIES:
         names = names_in(function.__code__)
-        read += _readers_of_variables(function.__globals__, names)
+        read += _readers_of_variables(function.__globals__, names, imports_in(function.__code__))
         if names & {"environ", "getenv"}:
             read.append(lambda: (repr(sorted(os.environ.items())),))
     return read
 
 
-def _readers_of_variables(variables: dict[str, Any], names: set[str]) -> list[Reader]:
+def _readers_of_variables(variables: dict[str, Any], names: set[str], imports: set[str]) -> list[Reader]:
     """Return functions that read the variables that code names, those of other modules included (`config.beta`)."""
     read: list[Reader] = []
     visited: list[dict[str, Any]] = []
     package = variables.get("__package__")
-    imported = [sys.modules.get(name) or sys.modules.get(f"{package}.{name}") for name in names]  # by the code itself
+    imported = [sys.modules.get(name) or sys.modules.get(f"{package}.{name}") for name in imports]
     waiting = [variables, *(vars(module) for module in imported if module and _root_name(module) not in LIBRARIES)]
     while waiting:
         module = waiting.pop()

@@ -32,16 +32,17 @@ class HasStatements(Protocol):
     discrete: dict[str, Discrete]
 
 
-def disagreement(runs: Runs, layout: Layout, both: Sequence[Reading], count: int) -> str | None:
+def disagreement(runs: Runs, layout: Layout, both: Sequence[Reading], count: int, *, with_gradient: bool) -> str | None:
     """Return in words which log-probability changes if codes have an axis, or None if none does.
 
-    The programs run on the first and the last code alone, in the shape of a sample.
+    The programs run on some codes alone, in the shape of a sample: the first, the last and a mixed one.
 
     Args:
         runs: the pair with its data bound.
         layout: its latents and plates.
         both: what guide and model said of a few codes at once; nothing of a guide that is not read.
-        count: the number of these codes.
+        count: the number of these codes, at least 3.
+        with_gradient: whether gradients matter.
     """
     if is_transformed():  # torch.func does not allow reading values
         return None
@@ -50,7 +51,7 @@ def disagreement(runs: Runs, layout: Layout, both: Sequence[Reading], count: int
             return f"the log-probability of '{name}' has {len(factor.log_prob)} rows for {count} codes"
     different = _compared(runs, layout, both, count, _is_different)
     constant = _constant((*both[0].rows(), *both[1].rows())) - _first([found.sites for found in both])
-    if different is not None or not constant:
+    if different is not None or not constant or not with_gradient:
         return different
     values = both[0].values | both[1].values
     place = given_codes(layout, layout.some_codes(count))
@@ -70,9 +71,9 @@ def _compared(
     differs: Callable[[Tensor, Tensor], bool],
     only: Collection[str] | None = None,
 ) -> str | None:
-    """Compare what the programs said of several codes with what they say of the first and the last one alone."""
+    """Compare what the programs said of several codes with what they say of some of them alone."""
     plain = layout._replace(obstacle="compared")
-    for row in (0, count - 1):
+    for row in (0, 1, count - 1):
         place = given_codes(plain, {name: own[row : row + 1] for name, own in layout.some_codes(count).items()})
         draw = _drawn_with(row, both[0].values | both[1].values)
         for program, together in zip((runs.guide, runs.model), both, strict=True):
@@ -96,6 +97,8 @@ def disagreement_of_axes(
     both: tuple[HasStatements, HasStatements],
     nesting: int,
     again: Callable[[], tuple[HasStatements, HasStatements]],
+    *,
+    with_gradient: bool,
 ) -> str | None:
     """Return the same as :func:`disagreement` for programs that have run with an axis for each discrete latent.
 
@@ -106,13 +109,14 @@ def disagreement_of_axes(
         both: what guide and model said of all values; nothing of a guide that is not read.
         nesting: the number of dimensions that plates have.
         again: runs both programs once more, to get gradients.
+        with_gradient: whether gradients matter.
     """
     if is_transformed():
         return None
     different = _compared_axes(runs, both, nesting, _is_different)
     constant = _constant(one for program in both for one in _all_scores(program, nesting))
     constant -= _first([program.discrete for program in both])
-    if different is not None or not constant:
+    if different is not None or not constant or not with_gradient:
         return different
     with torch.enable_grad():
         return _compared_axes(runs, again(), nesting, _has_different_gradient, constant)
@@ -241,10 +245,13 @@ def _has_different_gradient(several: Tensor, one: Tensor) -> bool:
     found = list({id(leaf): leaf for leaf in (*leaves(several), *leaves(one))}.values())
     if not found:
         return False
-    gradients = [
-        torch.autograd.grad(own, found, allow_unused=True, retain_graph=True, materialize_grads=True)
-        if own.requires_grad
-        else tuple(torch.zeros_like(leaf) for leaf in found)
-        for own in (several, one)
-    ]
+    try:
+        gradients = [
+            torch.autograd.grad(own, found, allow_unused=True, retain_graph=True, materialize_grads=True)
+            if own.requires_grad
+            else tuple(torch.zeros_like(leaf) for leaf in found)
+            for own in (several, one)
+        ]
+    except NotImplementedError:  # an operation without a derivative
+        return False
     return any(_is_different(*pair) for pair in zip(*gradients, strict=True))

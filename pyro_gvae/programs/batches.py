@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Data (B, ...), a tuple or list of all arguments, as `DataLoader` yields it, or a dictionary of keyword arguments.
 Batch: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -47,12 +47,13 @@ def check_taken(program: Callable[..., Any], given: Arguments) -> None:
     Raises:
         ValueError: if there are too many or too few, or others.
     """
+    called = program.forward if isinstance(program, nn.Module) else program
     try:
         # A decorator may supply arguments, and keeps the signature of what it wraps.
-        inspect.signature(program, follow_wrapped=False).bind(*given.args, **given.kwargs)
+        inspect.signature(called, follow_wrapped=False).bind(*given.args, **given.kwargs)
     except TypeError as error:
         name = getattr(program, "__name__", type(program).__name__)
-        tried = "({..},) for a program that takes one dictionary" if given.kwargs else "(x,) for all arguments"
+        tried = "({..},) for a program that takes one dictionary" if given.kwargs else "a tuple of all arguments"
         raise ValueError(
             f"Expected the arguments of '{name}', but found {len(given.args)} by place and {sorted(given.kwargs)} by "
             f"name: {error}. Try {tried}."

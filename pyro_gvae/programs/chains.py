@@ -131,17 +131,18 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         obstacle=None,
         limit=memory_limit(max_memory),
     )
+    with_gradient = torch.is_grad_enabled()
     with torch.no_grad():
         again = runs.again()
         check_apart(again.model, seen.model)
         if seen.with_guide and len(seen.guide.messages) > 1:
             check_apart(again.guide, seen.guide)
-        obstacle = _obstacle(runs.again(), chains)
+        obstacle = _obstacle(runs.again(), chains, with_gradient)
     warn_of(obstacle)
     return chains._replace(obstacle=obstacle)
 
 
-def _obstacle(runs: Runs, chains: Chains) -> str | None:
+def _obstacle(runs: Runs, chains: Chains, with_gradient: bool) -> str | None:
     """Run the programs on all values of all latents; return why they do not take these, or None if they do.
 
     Raises:
@@ -175,7 +176,7 @@ def _obstacle(runs: Runs, chains: Chains) -> str | None:
         with without_trace(), pyro.validation_enabled(False):
             return enumerate_both(runs.model, guide, chains.nesting, any_draw(values), chains.reach)
 
-    return disagreement_of_axes(runs, (q, p), chains.nesting, again)
+    return disagreement_of_axes(runs, (q, p), chains.nesting, again, with_gradient=with_gradient)
 
 
 class Particles(NamedTuple):

@@ -247,16 +247,18 @@ class Layout(NamedTuple):
 
     def few(self) -> tuple[int, int]:
         """Return two small numbers of codes that no plate has as its size, so that pairing codes with data fails."""
-        numbers = (number for number in itertools.chain((2, 4), itertools.count(5)) if number not in self.sizes)
+        numbers = (number for number in itertools.chain((3, 5), itertools.count(6)) if number not in self.sizes)
         return next(numbers), next(numbers)
 
     def some_codes(self, count: int) -> dict[str, Tensor]:
-        """Return a few codes (count, N, K) of each latent, whose last digits count up. K^N may be of any size."""
-        found = {}
-        rows = torch.arange(count, device=self.device)
+        """Return a few codes (count, N, K) of each latent: the first, mixed ones, the last. K^N may be of any size."""
+        found, before = {}, 0
+        rows = torch.arange(count, device=self.device).unsqueeze(-1)
         for latent in self.space.latents:
             # Without writing in place, so that a recording can drop what a guide does not use.
-            first = rows.new_zeros(count, latent.num_latents - 1)
-            digits = torch.cat([first, (rows % latent.num_categories).unsqueeze(-1)], 1)  # (count, N)
+            places = torch.arange(before, before + latent.num_latents, device=self.device)
+            mixed = (rows + places) % latent.num_categories  # (count, N)
+            digits = torch.where(rows == 0, 0, torch.where(rows == count - 1, latent.num_categories - 1, mixed))
+            before += latent.num_latents
             found[latent.name] = torch.eye(latent.num_categories, dtype=self.dtype, device=self.device)[digits]
         return found

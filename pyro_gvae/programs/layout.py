@@ -11,6 +11,7 @@ from torch import Size, Tensor
 
 from ..handlers.sites import Messages, Run, plates_of
 from ..handlers.upstream import direct_upstream
+from ..runtime.memory import lacks_memory
 from .agreement import disagreement
 from .cells import Cells
 from .factors import Layout, Level, Reading
@@ -37,11 +38,12 @@ def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, see
             are not the model's, or if a statement mixes the codes of several data.
     """
     found = look(runs, with_guide=with_guide, roles=roles) if seen is None else seen
+    with_gradient = torch.is_grad_enabled()
     with torch.no_grad(), without_trace():
-        return _lay_out(runs.again(), found, with_guide and found.with_guide)
+        return _lay_out(runs.again(), found, with_guide and found.with_guide, with_gradient)
 
 
-def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
+def _lay_out(runs: Runs, seen: Look, with_guide: bool, with_gradient: bool) -> Layout:
     check(seen, alone=frozenset())
     for name in seen.guide.discrete.keys() & seen.labels.keys():
         raise ValueError(
@@ -55,7 +57,7 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
     few = layout.few()[0]
     obstacle = obstacle_of(lambda: readings.extend(_read_both(runs, layout, few, with_guide)))
     if obstacle is None:
-        obstacle = disagreement(runs, layout, readings, few)
+        obstacle = disagreement(runs, layout, readings, few, with_gradient=with_gradient)
     if obstacle is None:
         return layout._replace(guide_depends=readings[0].depends, dtype=_widest(layout, readings))
     plain = layout._replace(obstacle=obstacle)
@@ -143,7 +145,7 @@ def obstacle_of(run: Callable[[], Any]) -> str | None:
     try:
         run()
     except (RuntimeError, ValueError, IndexError) as error:
-        if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if isinstance(error, TooManyCodesError) or lacks_memory(error):
             raise
         return str(error).splitlines()[0]
     return None

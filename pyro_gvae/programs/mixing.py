@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..handlers.sites import Discrete, Messages, Run
 from ..runtime.compat.torch import is_transformed
+from ..runtime.memory import lacks_memory
 from .latents import first_value, latent_of
 from .modes import without_trace
 from .statements import Reader
@@ -30,7 +31,8 @@ class _Plate(NamedTuple):
 def check_apart(program: Run, seen: Reader) -> None:
     """Refuse a statement whose log-probability for one datum changes with the codes of others.
 
-    The program runs once for each plate of a discrete latent, with other codes in about half of its cells.
+    The program runs once for each plate of a discrete latent, with other codes in about half of its cells. This is a
+    sample: it finds a statement that reads the codes of others for most cells, and may miss one that does so for a few.
 
     Args:
         program: the program with its data bound.
@@ -100,13 +102,18 @@ def _with_codes(program: Run, seen: Reader, plate: _Plate, changed: Tensor) -> R
         value: Tensor = seen.messages[name]["value"]
         return value.expand(fn.batch_shape + fn.event_shape)
 
-    reader = Reader(place, draw)
-    try:
-        with without_trace() as is_untouched:
-            reader.run(program)
-            return reader if is_untouched() else None  # untrue with dropout or batch normalization
-    except (RuntimeError, ValueError, IndexError, KeyError):  # a program that takes one code for all data
-        return None
+    for _ in range(2):  # the first run may draw the minibatch
+        reader = Reader(place, draw, seen.on)
+        try:
+            with without_trace() as is_untouched:
+                reader.run(program)
+                if is_untouched():  # untrue with dropout or batch normalization
+                    return reader
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:  # a program that takes one code for all data
+            if lacks_memory(error):
+                raise
+            return None
+    return None
 
 
 def _different(one: Reader, other: Reader, plate: _Plate, changed: Tensor) -> str | None:

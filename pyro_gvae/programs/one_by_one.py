@@ -26,6 +26,8 @@ from .look import mixes_data
 from .statements import Draw, Reader, drawn_once
 from .terms import Reading, Site, mask_of_site, score, site_of, weight_of
 
+#: The most joint codes, each of which takes a run of both programs.
+MOST_RUNS = 2**14
 #: A relative or absolute difference of log-probabilities that rounding may cause.
 ROUNDING = 1e-3
 
@@ -209,16 +211,15 @@ def _said(reader: Reader, every: Enumerated) -> _Said:
 
 
 def _check_size(said: _Said, every: Enumerated) -> None:
-    """Refuse joint codes whose log-probabilities do not fit into memory, after the first run."""
+    """Refuse joint codes that take too many runs, or whose log-probabilities do not fit into memory, after one run."""
     terms = [*(site.log_probs for site in said.sites.values()), *said.others.values()]
-    largest = max((term.values.numel() * term.values.element_size() for term in terms), default=0)
-    needed = largest * math.prod(every.sizes)
-    if needed > every.limit:
+    needed = sum(term.values.numel() * term.values.element_size() for term in terms) * math.prod(every.sizes)
+    if needed > every.limit or math.prod(every.sizes) > MOST_RUNS:
         raise TooManyCodesError(
-            f"Expected the log-probabilities of all joint codes to fit into {in_words(every.limit)}, but found "
-            f"{math.prod(every.sizes):,} codes, which take {in_words(needed)}, because the programs do not take values "
-            "of latents in dimensions left of the plates. Try operations on the last dimensions only, such as "
-            "z.flatten(-2) instead of z.reshape(len(x), -1), or an estimator that samples."
+            f"Expected at most {MOST_RUNS:,} joint codes, whose log-probabilities fit into {in_words(every.limit)}, "
+            f"but found {math.prod(every.sizes):,} codes, which take {in_words(needed)}, and a run each, because the "
+            "programs do not take values of latents in dimensions left of the plates. Try operations on the last "
+            "dimensions only, such as z.flatten(-2) instead of z.reshape(len(x), -1), or an estimator that samples."
         )
 
 
@@ -250,7 +251,8 @@ def _stacked(name: str, terms: Sequence[Term], messages: Mapping[str, Messages],
 
     def in_axes(scale: Any, term: Term) -> Tensor:
         sizes = dict(zip(term.axes, scale.shape, strict=True)) if isinstance(scale, Tensor) and scale.dim() else {}
-        return torch.as_tensor(scale).reshape([sizes.get(axis, 1) for axis in own])
+        found = torch.as_tensor(scale, dtype=term.values.dtype, device=term.values.device)
+        return found.reshape([sizes.get(axis, 1) for axis in own])
 
     scale = terms[0].scale
     if any(isinstance(term.scale, Tensor) or term.scale != scale for term in terms):

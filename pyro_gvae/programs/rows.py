@@ -1,12 +1,12 @@
 """Find which arguments of a program have a row for each datum, so that a batch can be cut into parts."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..runtime.memory import lacks_memory
 from .batches import Batch, Keys, as_long_as_data, check_has_data, num_data, with_rows
 from .latents import first_value
 from .modes import without_trace
@@ -16,6 +16,8 @@ from .statements import Reader
 
 #: Errors of programs that accept only all of their data at once, for example because of a mask or of a loop over them.
 ONLY_ALL = (ValueError, RuntimeError, IndexError)
+#: The most data that are compared, since each has to be decoded. Larger lengths are hardly the same by chance.
+MOST_COMPARED = 4096
 #: Rows of the part that is compared with the whole batch. A single row would broadcast, also where it must not.
 FEW = 2
 #: A relative or absolute difference of log-probabilities that rounding may cause.
@@ -43,20 +45,19 @@ def row_arguments(pair: HasPair, batch: Batch) -> Keys:
     """Return the arguments that have a row for each datum.
 
     Tensors as long as the first one have, unless their length is the same by chance, as that of B = D standard
-    deviations. If there are several, the first rows alone must give a model the log-probabilities that they have among
-    all data.
+    deviations. If there are several, and not very many data, the first rows alone must give a model the
+    log-probabilities that they have among all data.
 
     Args:
         pair: model and guide.
         batch: all arguments of both.
     """
     first, *others = as_long_as_data(batch)
-    for count in range(len(others), 0, -1):
-        for chosen in itertools.combinations(others, count):
-            if _are_rows(pair, batch, frozenset([first, *chosen])):
-                return frozenset([first, *chosen])
-    alone = frozenset([first])
-    return alone if not others or _are_rows(pair, batch, alone) else frozenset([first, *others])
+    every = frozenset([first, *others])
+    if not others or num_data(batch) > MOST_COMPARED:
+        return every
+    candidates = [every, *(every - {other} for other in others), frozenset([first])]
+    return next((keys for keys in candidates if _are_rows(pair, batch, keys)), every)
 
 
 def _are_rows(pair: HasPair, batch: Batch, keys: Keys) -> bool:
@@ -79,7 +80,9 @@ def _are_rows(pair: HasPair, batch: Batch, keys: Keys) -> bool:
     with torch.no_grad(), without_trace():
         try:
             part = scores(with_rows(lambda value: value[:count], batch, keys))
-        except ONLY_ALL:
+        except ONLY_ALL as error:
+            if lacks_memory(error):
+                raise
             return False
         whole = scores(batch)
     return part.keys() == whole.keys() and all(

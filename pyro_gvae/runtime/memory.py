@@ -129,3 +129,8 @@ class _PeakMemory(Watching):
     def _ended(self, storage: int, num_bytes: int) -> None:
         self.living.discard(storage)
         self.now -= num_bytes
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether torch has raised an error because memory was not enough."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

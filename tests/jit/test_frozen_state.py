@@ -199,6 +199,31 @@ def test_a_program_whose_changes_nobody_would_notice_is_not_recorded(program):
         triples(program(), change)
 
 
+HISTORY = []
+
+
+class Trainer(Program):
+    """A base class with a training loop, which the program never calls."""
+
+    def fit(self):
+        HISTORY.append(next(self.batches))
+
+
+class Trained(Trainer):
+    def __init__(self):
+        super().__init__()
+        self.batches = iter([1.0, 2.0])
+
+
+def test_a_training_loop_in_a_base_class_does_not_matter():
+    program = Trained()
+    step = make_step(program, "exact", optimizer=torch.optim.SGD(program.parameters(), lr=0.0))
+    for _ in range(4):
+        step(X)
+        HISTORY.append(1.0)
+    assert step._gradients._traced.num_recordings == 1
+
+
 @pytest.mark.parametrize(
     ("handler", "factor"), [(poutine.scale(scale=3.0), 3), (poutine.mask(mask=torch.tensor(False)), 0)]
 )

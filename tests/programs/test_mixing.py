@@ -1,9 +1,12 @@
 """Statements inside of a plate that read the codes of other data: sums over the codes of each would be wrong."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 from pyro_gvae import estimator, exact
@@ -76,6 +79,36 @@ def test_so_it_is_by_losses_and_without_a_guide():
     for call in (lambda: elbo.loss(model, guide, X), lambda: exact.elbo(Pair(pair.model, lambda x: None), X)):
         with pytest.raises(ValueError, match="own datum only"):
             call()
+
+
+def test_they_are_found_in_a_minibatch():
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z.roll(1, -1), 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=5):
+            pyro.sample("z", dist.Bernoulli(0.4))
+
+    with pytest.raises(ValueError, match="own datum only"):
+        exact.elbo(Pair(model, guide), torch.zeros(20))
+
+
+def test_noise_and_masked_statements_are_none():
+    """A program that differs from run to run, and a statement that counts nowhere."""
+    generator = torch.Generator().manual_seed(0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z + torch.randn(len(x), generator=generator), 1.0), obs=x)
+            with poutine.mask(mask=torch.zeros(len(x), dtype=torch.bool)):
+                pyro.sample("masked", dist.Normal(z.roll(1, -1), 1.0), obs=x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that codes run one after another
+        assert exact.elbo(Pair(model, reading(lambda z: z).guide), X).isfinite().all()
 
 
 def test_codes_that_the_data_share_are_no_codes_of_others():

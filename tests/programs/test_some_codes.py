@@ -74,3 +74,33 @@ def test_sampled_losses(name):
         assert found.mean().item() > right(READ["both"]) - 5 * error
     else:
         assert abs(found.mean().item() - right(READ["both"])) < 5 * error + 1e-4
+
+
+def digits(read):
+    """Return a pair of two digits of three categories in one site, with a penalty where `read` says so."""
+
+    def model(x):
+        z = pyro.sample("z", dist.OneHotCategorical(probs=PROBS).to_event(1))
+        if read(z.argmax(-1)):
+            pyro.factor("penalty", PENALTY)
+        pyro.sample("x", dist.Normal((z @ torch.arange(3.0).double()).sum(-1), 1.0), obs=x)
+
+    return Pair(model, lambda x: pyro.sample("z", dist.OneHotCategorical(probs=PROBS).to_event(1)))
+
+
+PROBS = torch.tensor([[0.2, 0.3, 0.5], [0.4, 0.5, 0.1]]).double()
+OF_DIGITS = {
+    "the last category": lambda z: bool((z[..., 1] == 2).any()),
+    "of the first digit": lambda z: bool((z[..., 0] == 2).any()),
+    "both": lambda z: bool((z == 2).all(-1).any()),
+    "different ones": lambda z: bool((z[..., 0] != z[..., 1]).any()),
+}
+
+
+@pytest.mark.parametrize("read", OF_DIGITS.values(), ids=OF_DIGITS)
+def test_digits_with_more_categories(read):
+    total = torch.zeros(()).double()
+    for z in torch.cartesian_prod(torch.arange(3), torch.arange(3)):
+        q = PROBS[0, z[0]] * PROBS[1, z[1]]
+        total = total + q * (dist.Normal(z.sum().double(), 1.0).log_prob(X) + (PENALTY if read(z) else 0.0))
+    torch.testing.assert_close(exact.elbo(digits(read), X), total)
