@@ -18,6 +18,8 @@ from .statements import Reader
 
 #: Plates with more cells are not checked, since programs would have to decode a code for each.
 MOST_CELLS = 1000
+#: Plates with up to as many cells are checked cell by cell.
+FEW = 4
 #: A relative or absolute difference of log-probabilities that rounding may cause.
 ROUNDING = 1e-2
 
@@ -31,8 +33,9 @@ class _Plate(NamedTuple):
 def check_apart(program: Run, seen: Reader) -> None:
     """Refuse a statement whose log-probability for one datum changes with the codes of others.
 
-    The program runs once for each plate of a discrete latent, with other codes in about half of its cells. This is a
-    sample: it finds a statement that reads the codes of others for most cells, and may miss one that does so for a few.
+    The program runs with other codes in some cells of each plate of a discrete latent: in each one of a few cells in
+    turn, or in about half of many. The latter is a sample: it finds a statement that reads the codes of others for most
+    cells, and may miss one that does so for a few.
 
     Args:
         program: the program with its data bound.
@@ -56,13 +59,13 @@ def _plates(msg: Messages) -> list[_Plate]:
 
 
 def _some_cells(size: int) -> list[Tensor]:
-    """Return which cells get other codes: each one of two; of more, the first, the last, and every other at random.
+    """Return which cells get other codes: each of a few in turn; of more, the first, the last, and others at random.
 
     In a regular half, all neighbours of a cell may be on its side.
     """
     cells = torch.arange(size)
-    if size == 2:
-        return [cells == 0, cells == 1]
+    if size <= FEW:
+        return [cells == one for one in range(size)]
     scattered = cells * 2654435761 // 2**16 % 2 == 1  # Knuth's multiplicative hashing
     return [((cells == 0) | (cells == size - 1) | scattered) & (cells != 1)]
 
