@@ -169,7 +169,7 @@ class Guard:
         if isinstance(thing, type):
             if root_of(thing) in LIBRARIES:
                 return ()
-            bases = [base for base in thing.__mro__[1:] if is_own(base)]
+            bases = [base for base in thing.__mro__[1:] if is_own(base)] if is_own(thing) else []
             self._dictionaries += map(vars, (thing, *bases))
             return [type(thing), *vars(thing).values(), *inherited(thing, bases)]
         if isinstance(thing, property):
@@ -224,7 +224,8 @@ def _readers_of_function(function: types.FunctionType) -> list[Reader]:
     read: list[Reader] = [partial(_contents, cell) for cell in function.__closure__ or ()]
     if root_of(function) not in LIBRARIES:
         names = names_in(function.__code__)
-        read += _readers_of_variables(function.__globals__, names, imports_in(function.__code__))
+        imports = imports_in(function.__code__) if is_own(function) else set()
+        read += _readers_of_variables(function.__globals__, names, imports)
         if names & {"environ", "getenv"}:
             read.append(lambda: (repr(sorted(os.environ.items())),))
     return read

@@ -4,7 +4,6 @@ import dis
 import sys
 import types
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,7 @@ def unguarded(thing: Any) -> list[str]:
             f"shape {thing.shape}, whose changes are not noticed. Try a buffer, torch.from_numpy(array), or "
             "array.flags.writeable = False."
         ]
-    is_function = isinstance(thing, types.FunctionType) and root_of(thing) not in LIBRARIES
-    if is_function and "globals" in variables_in(thing.__code__):
+    if isinstance(thing, types.FunctionType) and is_own(thing) and "globals" in variables_in(thing.__code__):
         return [
             f"Expected functions that name the variables that they use, but found globals() in '{thing.__name__}'. Try "
             "the name of the variable."
@@ -46,14 +44,17 @@ def iterator(thing: Any) -> list[str]:
 
 def calls_next(thing: Any) -> bool:
     """Return whether a function may advance an iterator; one that is only held does not matter."""
-    is_function = isinstance(thing, types.FunctionType) and root_of(thing) not in LIBRARIES
-    return thing is next or (is_function and bool({"next", "__next__"} & names_in(thing.__code__)))
+    is_own_function = isinstance(thing, types.FunctionType) and is_own(thing)
+    return thing is next or (is_own_function and bool({"next", "__next__"} & names_in(thing.__code__)))
 
 
-def is_own(kind: type) -> bool:
-    """Return whether a class is of the user's own code, and not of an installed package."""
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    return root_of(kind) not in LIBRARIES and not {"site-packages", "dist-packages"} & set(Path(file).parts)
+def is_own(thing: Any) -> bool:
+    """Return whether a class or function is of the user's own code, and not of an installed package.
+
+    Of those in installed packages, what they inherit and import is not followed, which would take seconds.
+    """
+    file = getattr(sys.modules.get(getattr(thing, "__module__", None) or ""), "__file__", None) or ""
+    return root_of(thing) not in LIBRARIES and "site-packages" not in file and "dist-packages" not in file
 
 
 def inherited(kind: type, bases: Sequence[type]) -> list[Any]:

@@ -15,6 +15,7 @@ from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Messages, Run
 from ..runtime.autograd import leaves
 from ..runtime.compat.torch import is_transformed
+from ..runtime.memory import lacks_memory
 from .factors import Layout, Reading
 from .latents import latent_of
 from .modes import without_trace
@@ -252,6 +253,8 @@ def _has_different_gradient(several: Tensor, one: Tensor) -> bool:
             else tuple(torch.zeros_like(leaf) for leaf in found)
             for own in (several, one)
         ]
-    except NotImplementedError:  # an operation without a derivative
+    except RuntimeError as error:  # an operation without a derivative
+        if lacks_memory(error):
+            raise
         return False
     return any(_is_different(*pair) for pair in zip(*gradients, strict=True))

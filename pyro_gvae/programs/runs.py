@@ -65,7 +65,7 @@ def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
     """Bind a model and its guide to their arguments.
 
     Raises:
-        ValueError: if there are no data: the first argument is an empty tensor.
+        ValueError: if there are no data: the first tensor with a dimension has no rows.
     """
     check_has_data((*args, *kwargs.values()))
     minibatch = _Minibatch()
