@@ -1,5 +1,7 @@
 """What a user may pass by mistake is answered in one sentence: expected, found, and mostly what to try."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -26,6 +28,13 @@ def pair():
     return exact.Pair(vae().model, vae().guide)
 
 
+def functions():
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Bernoulli(0.5)), 1.0), obs=x)
+
+    return exact.Pair(model, lambda x: pyro.sample("z", dist.Bernoulli(0.5)))
+
+
 MISTAKES = {
     "a word as temperature": (lambda: relax(vae().guide, temperature="cold")(X), "positive temperature, .* 'cold'"),
     "a list as temperature": (
@@ -46,8 +55,14 @@ MISTAKES = {
         "positive number or a schedule",
     ),
     "data of another width": (lambda: exact.elbo(vae(), X[:, :2]), r"shape \(B, 3\), but found \(2, 2\)"),
-    "no data": (lambda: exact.elbo(vae()), r"Expected the arguments of 'model', .* missing a required argument: 'x'"),
-    "a dictionary for one argument": (lambda: exact.elbo(vae(), {"batch": X}), r"by name: .* Try \(\{\.\.\},\) for"),
+    "no data": (
+        lambda: exact.elbo(functions()),
+        r"Expected the arguments of 'model', .* missing a required argument: 'x'",
+    ),
+    "a dictionary for one argument": (
+        lambda: exact.elbo(functions(), {"batch": X}),
+        r"by name: .* Try \(\{\.\.\},\) for",
+    ),
     "integers as data": (lambda: exact.elbo(vae(), X.long()), r"Try x\.to\(torch\.float32\)"),
     "an array as data": (lambda: exact.elbo(vae(), X.numpy()), r"Try torch\.as_tensor\(x\)"),
 }
