@@ -52,11 +52,11 @@ def row_arguments(pair: HasPair, batch: Batch) -> Keys:
         pair: model and guide.
         batch: all arguments of both.
     """
-    first, *others = as_long_as_data(batch)
-    every = frozenset([first, *others])
-    if not others or num_data(batch) > MOST_COMPARED:
+    found = as_long_as_data(batch)
+    every = frozenset(found)
+    if len(found) < 2 or num_data(batch) > MOST_COMPARED:
         return every
-    candidates = [every, *(every - {other} for other in others), frozenset([first])]
+    candidates = [every, *(every - {other} for other in found[1:]), frozenset(found[:1])]
     return next((keys for keys in candidates if _are_rows(pair, batch, keys)), every)
 
 

@@ -141,3 +141,5 @@ def test_programs_may_take_no_arguments():
     with torch.no_grad():
         torch.testing.assert_close(certified_bounds(closed, (), 3).lower, exact.log_evidence(closed))
     assert importance_weighted(closed, (), 20).bound.shape == (3,)
+    report = gradient_report(closed, (), ["reinforce-loo"], num_samples=64, wrt=["logits"])
+    assert report["relative_std"].notna().all()
