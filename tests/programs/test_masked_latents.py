@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from table import DATA, PROGRAMS, linear, weights
 
 from pyro_gvae import estimator, exact
@@ -67,3 +68,23 @@ def test_a_program_that_draws_a_latent_only_sometimes_is_refused(name, value):
             elbo.loss(bound_model, bound_guide, x)
     with pytest.raises(ValueError, match=SENTENCE):
         exact.log_evidence(pair, x)
+
+
+def test_a_masked_datum_of_a_chain_adds_nothing():
+    """Its guide's latents have an entropy, which must not count either."""
+    x = torch.tensor([[0.3, -1.0], [1.0, 0.5]])
+
+    def pair(mask):
+        def program(x, has_data):
+            with pyro.plate("data", len(x)), poutine.mask(mask=mask):
+                z = torch.zeros(len(x))
+                for t in pyro.markov(range(2)):
+                    z = pyro.sample(f"z{t}", dist.Bernoulli(0.2 + 0.5 * z + (0.1 if has_data else 0.0)))
+                    if has_data:
+                        pyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+        return exact.Pair(lambda x: program(x, True), lambda x: program(x, False))
+
+    found = exact.elbo(pair(torch.tensor([True, False])), x)
+    torch.testing.assert_close(found[0], exact.elbo(pair(True), x[:1])[0])
+    assert found[1] == 0
